@@ -1,0 +1,61 @@
+# Finds every library from Debian packages; a missing one stops with the apt line that brings it.
+
+function(rz_need found what packages)
+  if(NOT ${found})
+    message(FATAL_ERROR "ringzero needs ${what}, which was not found.\n"
+                        "  On Debian: apt-get install ${packages}\n"
+                        "  (examples/quickstart.sh and tests/run.sh install everything that is missing)")
+  endif()
+endfunction()
+
+find_package(Threads REQUIRED)
+
+find_package(MPI QUIET COMPONENTS C)
+rz_need(MPI_C_FOUND "MPI (C bindings)" "libopenmpi-dev openmpi-bin")
+
+find_package(Protobuf QUIET)
+rz_need(Protobuf_FOUND "Protocol Buffers" "libprotobuf-dev protobuf-compiler")
+
+find_package(fmt QUIET CONFIG)
+rz_need(fmt_FOUND "fmt" "libfmt-dev")
+
+find_package(CLI11 QUIET CONFIG)
+rz_need(CLI11_FOUND "CLI11" "libcli11-dev")
+
+find_package(nlohmann_json QUIET CONFIG)
+rz_need(nlohmann_json_FOUND "nlohmann-json" "nlohmann-json3-dev")
+
+find_package(ZLIB QUIET)
+rz_need(ZLIB_FOUND "zlib" "zlib1g-dev")
+
+find_path(XXHASH_INCLUDE_DIR xxhash.h)
+find_library(XXHASH_LIBRARY xxhash)
+if(XXHASH_INCLUDE_DIR AND XXHASH_LIBRARY)
+  set(xxhash_FOUND TRUE)
+endif()
+rz_need(xxhash_FOUND "xxHash" "libxxhash-dev")
+add_library(xxhash::xxhash INTERFACE IMPORTED)
+target_include_directories(xxhash::xxhash INTERFACE ${XXHASH_INCLUDE_DIR})
+target_link_libraries(xxhash::xxhash INTERFACE ${XXHASH_LIBRARY})
+
+find_package(dnnl QUIET CONFIG)
+if(NOT dnnl_FOUND)
+  find_path(DNNL_INCLUDE_DIR oneapi/dnnl/dnnl.hpp)
+  find_library(DNNL_LIBRARY dnnl)
+  if(DNNL_INCLUDE_DIR AND DNNL_LIBRARY)
+    set(dnnl_FOUND TRUE)
+    add_library(DNNL::dnnl INTERFACE IMPORTED)
+    target_include_directories(DNNL::dnnl INTERFACE ${DNNL_INCLUDE_DIR})
+    target_link_libraries(DNNL::dnnl INTERFACE ${DNNL_LIBRARY})
+  endif()
+endif()
+rz_need(dnnl_FOUND "oneDNN" "libdnnl-dev")
+
+if(RZ_BUILD_TESTS)
+  find_package(GTest QUIET CONFIG)
+  rz_need(GTest_FOUND "GoogleTest" "libgtest-dev libgmock-dev")
+endif()
+if(RZ_BUILD_BENCH)
+  find_package(benchmark QUIET CONFIG)
+  rz_need(benchmark_FOUND "google-benchmark" "libbenchmark-dev")
+endif()

@@ -1,0 +1,30 @@
+// The caching allocator: 64-byte-aligned blocks cut from large mapped segments, best fit, split and merged, kept for reuse.
+//
+// * Process-wide and thread-safe (one mutex). Segments are advised to use huge pages, which is worth about a tenth of a
+//   matrix product's time.
+// * Under AddressSanitizer every block is a malloc of its own, so that use after free is seen.
+// * Counts its own live bytes, apart from the ledger in memory.h: the two must agree.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace rz::allocator {
+
+inline constexpr size_t kAlignment = 64;
+
+// `bytes` > 0. Uninitialized memory; throws rz::Error naming the size when the system has none left.
+void* allocate(size_t bytes);
+void deallocate(void* pointer, size_t bytes) noexcept;
+
+struct Stats {
+  int64_t requested_bytes = 0;       // live, as asked for
+  int64_t mapped_bytes = 0;          // taken from the system: live + cached
+  int64_t system_allocations = 0;    // how often the system was asked
+};
+Stats stats();
+
+// Gives wholly free segments back to the system.
+void trim();
+
+}  // namespace rz::allocator
