@@ -1,0 +1,12 @@
+#pragma once
+
+#include "runtime/core/tensor.h"
+
+namespace rz {
+
+class AttentionKernels {
+ public:
+  virtual ~AttentionKernels() = default;
+};
+
+}  // namespace rz
