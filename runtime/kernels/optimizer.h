@@ -20,13 +20,12 @@ struct AdamStep {
   float gradient_scale = 1;      // multiplies the gradient first: clipping, loss scale
 };
 
-// g += decay w;  m = momentum m + g (m = g at the first step);  w -= lr (nesterov ? g + momentum m : m). PyTorch's convention.
+// g += decay w;  m = momentum m + g (m starts at 0);  w -= lr (nesterov ? g + momentum m : m). PyTorch's convention.
 struct SgdStep {
   float learning_rate = 0;
   float momentum = 0;
   float weight_decay = 0;
   bool nesterov = false;
-  bool first = false;
   float gradient_scale = 1;
 };
 

@@ -54,12 +54,11 @@ class CpuOptimizerKernels final : public OptimizerKernels {
     } else {
       check_flat("sgd", weight, momentum);
       float* __restrict m = momentum.data<float>();
-      const float keep = s.first ? 0.0f : s.momentum;
       const float ahead = s.nesterov ? s.momentum : 0.0f;
       parallel_for(weight.numel(), kGrain, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
           const float gi = g[i] * s.gradient_scale + s.weight_decay * w[i];
-          const float mi = keep * m[i] + gi;
+          const float mi = s.momentum * m[i] + gi;
           m[i] = mi;
           w[i] -= s.learning_rate * (s.nesterov ? gi + ahead * mi : mi);
         }
