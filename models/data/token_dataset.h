@@ -66,7 +66,8 @@ class TokenDataset {
   std::vector<int32_t> encode(std::string_view text) const;
   std::string decode(std::span<const int32_t> tokens) const;
 
-  // ConfigError naming both numbers unless each part holds at least one window of `context` tokens and their targets.
+  // ConfigError naming both numbers unless the part (each part) holds a window of `context` tokens and their targets.
+  void check_context(int64_t context, Split split) const;
   void check_context(int64_t context) const;
 
   // A hash of vocabulary and all tokens: equal on ranks that hold the same data.
