@@ -7,12 +7,15 @@
 #include <cstddef>
 #include <exception>
 #include <functional>
+#include <memory>
 #include <string_view>
 #include <vector>
 
 #include "comm/communicator.h"
 
 namespace rz::comm {
+
+class ThreadHub;
 
 enum class TransportKind { automatic, threads, mpi };
 // "auto", "threads", "mpi"; ConfigError listing the choices for anything else.
@@ -29,6 +32,9 @@ struct LaunchOptions {
 
 // Is this process a rank started by mpirun?
 bool under_mpirun();
+// This process's rank as mpirun says it, before MPI is initialized; 0 elsewhere. For errors that all ranks meet alike before
+// run_ranks (bad flags): rank 0 prints.
+int launcher_rank();
 
 // Runs `body` once per rank, each with a RankContext of its own bound to its thread, and returns the exit code of this
 // process: 0, 2 if a ConfigError ended it, 1 for anything else. A rank that ends with an exception ends all others: they
@@ -37,7 +43,8 @@ bool under_mpirun();
 int run_ranks(const LaunchOptions& options, const std::function<void(Communicator&)>& body);
 
 // The same for N ranks as threads without printing: the exception that ended each rank, null where it ended well.
-std::vector<std::exception_ptr> run_thread_ranks(int ranks, const LaunchOptions& options,
-                                                 const std::function<void(Communicator&)>& body);
+// `hub` lets a test stop a rank (ThreadHub::freeze).
+std::vector<std::exception_ptr> run_thread_ranks(int ranks, const LaunchOptions& options, const std::function<void(Communicator&)>& body,
+                                                 std::shared_ptr<ThreadHub> hub = nullptr);
 
 }  // namespace rz::comm

@@ -1,0 +1,432 @@
+#include "comm/progress.h"
+
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <future>
+
+#include "comm/error.h"
+#include "runtime/core/rank_context.h"
+
+namespace rz::comm {
+
+namespace {
+
+using std::chrono::microseconds;
+
+constexpr microseconds kIdlePoll{5'000};       // where control messages must be looked for
+constexpr microseconds kIdleSleep{100'000};    // where they announce themselves
+constexpr int64_t kMillisecond = 1'000'000;
+// After a rank has left, how long an operation may stand still before the roll is called.
+constexpr int64_t kLeftPatience = 100 * kMillisecond;
+constexpr int64_t kCausePatience = 200 * kMillisecond;
+constexpr int64_t kTerminationRollCall = 300 * kMillisecond;
+
+std::atomic<bool> g_termination{false};
+
+std::string host_name() {
+  char text[256] = {};
+  return gethostname(text, sizeof text - 1) == 0 ? text : "unknown";
+}
+
+int64_t to_ns(double seconds) { return static_cast<int64_t>(seconds * 1e9); }
+double to_s(int64_t ns) { return static_cast<double>(ns) * 1e-9; }
+
+}  // namespace
+
+void Progress::request_termination() { g_termination.store(true); }
+
+Progress::Progress(std::function<std::unique_ptr<Transport>()> open, const ProgressOptions& options) : options_(options) {
+  options_.segment_bytes = std::max<size_t>(options_.segment_bytes, 64);
+  pulse_->deadline_s = options_.deadline_s;
+  scratch_ = Storage::make(kRingWindow * options_.segment_bytes, Category::communication, "collective scratch");
+  std::promise<void> opened;
+  auto result = opened.get_future();
+  thread_ = std::thread([this, &opened, context = RankContext::current(), open = std::move(open)] {
+    const RankContextScope scope(context);
+    try {
+      transport_ = open();
+      rank_ = transport_->rank();
+      size_ = transport_->size();
+      who_ = fmt::format("rank {}/{} host {}", rank_, size_, host_name());
+      world_->rank = rank_;
+      world_->members.resize(static_cast<size_t>(size_));
+      for (int i = 0; i < size_; ++i) world_->members[static_cast<size_t>(i)] = i;
+      groups_[world_->id] = world_;
+      departures_.resize(static_cast<size_t>(size_));
+    } catch (...) {
+      opened.set_exception(std::current_exception());
+      return;
+    }
+    opened.set_value();
+    loop();
+  });
+  try {
+    result.get();
+  } catch (...) {
+    thread_.join();
+    throw;
+  }
+}
+
+Progress::~Progress() {
+  {
+    std::lock_guard lock(mutex_);
+    stop_ = true;
+    attention_ = true;
+  }
+  transport_->wake();
+  thread_.join();
+}
+
+void Progress::add_group(const std::shared_ptr<Group>& group) {
+  std::lock_guard lock(mutex_);
+  groups_[group->id] = group;
+}
+
+Work Progress::issue(Operation operation) {
+  auto state = std::make_shared<Work::State>();
+  state->pulse = pulse_;
+  state->times.queued_ns = steady_now_ns();
+  operation.work = state;
+  operation.print.group = operation.group->id;
+  operation.print.segment_bytes = options_.segment_bytes;
+  {
+    std::lock_guard lock(mutex_);
+    operation.print.sequence = ++operation.group->issued;
+    state->what = fmt::format("{} {}", who_, describe(operation.print));
+    queue_.push_back(std::move(operation));
+  }
+  transport_->wake();
+  return Work(std::move(state));
+}
+
+void Progress::abort(std::string text) {
+  {
+    std::lock_guard lock(mutex_);
+    if (wanted_abort_.empty()) wanted_abort_ = std::move(text);
+    attention_ = true;
+  }
+  transport_->wake();
+}
+
+std::string Progress::failure() const {
+  std::lock_guard lock(mutex_);
+  return failure_;
+}
+
+Farewell Progress::leave(LeaveReason reason, std::string text, double limit_s) {
+  auto leave = std::make_shared<Leave>(Leave{reason, std::move(text), limit_s, false, {}});
+  std::unique_lock lock(mutex_);
+  leave_ = leave;
+  transport_->wake();
+  left_.wait(lock, [&] { return leave->done; });
+  return leave->farewell;
+}
+
+void Progress::loop() {
+  for (;;) {
+    poll();
+    Operation operation;
+    {
+      std::unique_lock lock(mutex_);
+      if (stop_) break;
+      if (queue_.empty()) {
+        const bool leaving = leave_ != nullptr;
+        lock.unlock();
+        if (leaving) {
+          run_leave();
+        } else {
+          transport_->pause(kIdlePoll, kIdleSleep);
+        }
+        continue;
+      }
+      operation = std::move(queue_.front());
+      queue_.pop_front();
+    }
+    run_operation(operation);
+  }
+  const bool has_left = departures_[static_cast<size_t>(rank_)].reason != LeaveReason::running;
+  if (!clean_) fail(fmt::format("{}: this rank's communicator was destroyed", who_), !has_left);
+  drain_queue();
+  transport_->close(clean_);
+}
+
+void Progress::run_operation(Operation& operation) {
+  operation.work->start();
+  current_ = &operation;
+  current_started_ns_ = last_progress_ns_ = steady_now_ns();
+  roll_.end();
+  std::string error;
+  int64_t first_byte_ns = 0;
+  try {
+    if (failed_) throw CommError(failure());
+    const Fingerprint& f = operation.print;
+    const Scratch scratch{scratch_->data(), scratch_->size_bytes(), options_.segment_bytes};
+    const Reduction reduction{f.dtype, f.op, f.order};
+    Wire wire(*transport_, *operation.group, f.kind, *this);
+    if (wire.size() > 1) compare_fingerprints(operation, wire);
+    switch (f.kind) {
+      case CollectiveKind::all_reduce: all_reduce(wire, scratch, operation.data, f.count, reduction); break;
+      case CollectiveKind::reduce_scatter: reduce_scatter(wire, scratch, operation.data, operation.own, f.count, reduction); break;
+      case CollectiveKind::all_gather: all_gather(wire, scratch, operation.own, operation.data, f.count, f.dtype); break;
+      case CollectiveKind::broadcast: broadcast(wire, scratch, operation.data, f.count, f.dtype, f.root); break;
+      case CollectiveKind::barrier: barrier(wire); break;
+    }
+    first_byte_ns = wire.first_byte_ns();
+  } catch (const std::exception& e) {
+    // Whatever it was (a peer's message of the wrong length, no memory), this rank cannot keep its part of the bargain.
+    // A rank that knows the cause, such as different counts, is given a moment to say so.
+    for (const int64_t now = steady_now_ns(); !failed_ && steady_now_ns() - now < kCausePatience;) {
+      poll();
+      transport_->pause(microseconds(1000), microseconds(10'000));
+    }
+    if (!failed_) fail(fmt::format("{}: {}", operation.work->what, e.what()), true);
+    error = failure();
+  }
+  current_ = nullptr;
+  operation.work->finish(first_byte_ns, std::move(error));
+}
+
+void Progress::compare_fingerprints(const Operation& operation, Wire& wire) {
+  const Fingerprint& mine = operation.print;
+  Fingerprint landing;
+  Posted receive = wire.receive_header(wire.left(), landing);
+  Posted send = wire.send_header(wire.right(), mine);
+  wire.wait(receive);
+  Fingerprint theirs;
+  std::memcpy(&theirs, receive.bytes(), sizeof theirs);
+  if (!(mine == theirs)) {
+    const auto& members = operation.group->members;
+    fail(fmt::format("{}: ranks disagree: rank {} called {}, rank {} called {} ({})", operation.work->what, rank_, describe(mine),
+                     members[static_cast<size_t>(wire.left())], describe(theirs), difference(mine, theirs)),
+         true);
+    throw CommError(failure());
+  }
+  wire.wait(send);
+}
+
+void Progress::progressed() {
+  last_progress_ns_ = steady_now_ns();
+  roll_.end();
+}
+
+void Progress::tick() {
+  poll();
+  if (failed_) throw CommError("failed");  // the text is taken from failure()
+  check_patience();
+}
+
+void Progress::poll() {
+  pulse_->beats.fetch_add(1, std::memory_order_relaxed);
+  ControlMessage message;
+  while (transport_->receive_control(message)) handle(message);
+  if (attention_.load(std::memory_order_acquire)) {
+    std::string wanted;
+    bool stop = false;
+    {
+      std::lock_guard lock(mutex_);
+      wanted.swap(wanted_abort_);
+      stop = stop_;
+      attention_ = stop;
+    }
+    if (!wanted.empty()) fail(std::move(wanted), true);
+    if (stop && current_ != nullptr) fail(fmt::format("{}: given up: this rank's communicator was destroyed", current_->work->what), true);
+  }
+  if (options_.watch_sigterm) terminate_if_asked();
+}
+
+void Progress::handle(const ControlMessage& m) {
+  if (m.from < 0 || m.from >= size_) return;
+  switch (m.type) {
+    case ControlMessage::Type::abort: {
+      if (failed_) return;
+      const std::string own = current_ != nullptr ? current_->work->what : who_;
+      const double elapsed = current_ != nullptr ? to_s(steady_now_ns() - current_started_ns_) : 0;
+      fail(current_ != nullptr ? fmt::format("{}: ended after {:.2f} s by rank {}: {}", own, elapsed, m.from, m.get_text())
+                               : fmt::format("{}: ended by rank {}: {}", own, m.from, m.get_text()),
+           false);
+      break;
+    }
+    case ControlMessage::Type::roll_call: answer(m); break;
+    case ControlMessage::Type::present: roll_.answer(m); break;
+    case ControlMessage::Type::left:
+      departures_[static_cast<size_t>(m.from)] = {m.reason, std::string(m.get_text())};
+      someone_left_ = true;
+      break;
+  }
+}
+
+void Progress::answer(const ControlMessage& question) {
+  ControlMessage m;
+  m.type = ControlMessage::Type::present;
+  m.from = rank_;
+  m.group = question.group;
+  m.sequence = question.sequence;
+  {
+    std::lock_guard lock(mutex_);
+    const auto found = groups_.find(question.group);
+    if (found != groups_.end()) m.issued = found->second->issued;
+  }
+  m.running = current_ != nullptr;
+  if (current_ != nullptr) m.now = current_->print;
+  m.reason = departures_[static_cast<size_t>(rank_)].reason;
+  transport_->send_control(question.from, m);
+}
+
+void Progress::call_roll(int64_t now_ns) {
+  roll_.begin(size_, now_ns);
+  ControlMessage m;
+  m.type = ControlMessage::Type::roll_call;
+  if (current_ != nullptr) {
+    m.group = current_->print.group;
+    m.sequence = current_->print.sequence;
+  }
+  tell_all(m);
+}
+
+// The last part of the deadline (at most a second) is for the roll call; sooner when a rank has left.
+void Progress::check_patience() {
+  const int64_t now = steady_now_ns();
+  const int64_t still = now - last_progress_ns_;
+  const int64_t deadline = to_ns(options_.deadline_s);
+  const int64_t answer_time = std::min<int64_t>(deadline / 4, 1000 * kMillisecond);
+  if (!roll_.is_open()) {
+    if (still > deadline - answer_time || (someone_left_ && still > std::min(kLeftPatience, deadline / 2))) call_roll(now);
+    return;
+  }
+  const Fingerprint& mine = current_->print;
+  const bool hopeless = someone_left_ && roll_.someone_left_without(mine, *current_->group, departures_);
+  if (still <= deadline && !hopeless) {
+    // An early roll call that found nothing wrong is made again.
+    if (now - roll_.asked_ns() > answer_time && still < deadline - answer_time) roll_.end();
+    return;
+  }
+  const std::string sentence = roll_.sentence(mine, *current_->group, departures_);
+  fail(fmt::format("{}: no progress for {:.2f} s ({:.2f} s since its start): {}", current_->work->what, to_s(still),
+                   to_s(now - current_started_ns_), sentence),
+       true);
+  throw CommError("failed");
+}
+
+void Progress::terminate_if_asked() {
+  if (!g_termination.load(std::memory_order_relaxed)) return;
+  const int64_t asked = steady_now_ns();
+  if (!failed_) call_roll(asked);
+  ControlMessage m;
+  while (!failed_ && steady_now_ns() - asked < kTerminationRollCall) {
+    while (transport_->receive_control(m)) {
+      if (m.type != ControlMessage::Type::abort) handle(m);
+    }
+    transport_->pause(microseconds(1000), microseconds(1000));
+  }
+  std::string line;
+  if (failed_) {
+    line = failure();
+  } else if (current_ != nullptr) {
+    line = fmt::format("{}: SIGTERM after waiting {:.2f} s: {}", current_->work->what, to_s(asked - current_started_ns_),
+                       roll_.sentence(current_->print, *current_->group, departures_));
+  } else {
+    line = fmt::format("{}: SIGTERM while no collective was running: {}", who_, roll_.missing(rank_));
+  }
+  // The rest of the process may hang: nothing but this line and the exit.
+  std::fprintf(stderr, "ringzero: %s\n", line.c_str());
+  std::fflush(stderr);
+  std::_Exit(143);
+}
+
+void Progress::fail(std::string text, bool tell_others) {
+  if (failed_) return;
+  failed_ = true;
+  if (tell_others) {
+    ControlMessage m;
+    m.type = ControlMessage::Type::abort;
+    m.set_text(text);
+    tell_all(m);
+  }
+  std::lock_guard lock(mutex_);
+  failure_ = std::move(text);
+}
+
+void Progress::tell_all(const ControlMessage& message) {
+  ControlMessage m = message;
+  m.from = rank_;
+  for (int r = 0; r < size_; ++r) {
+    if (r != rank_) transport_->send_control(r, m);
+  }
+}
+
+void Progress::drain_queue() {
+  std::deque<Operation> rest;
+  {
+    std::lock_guard lock(mutex_);
+    rest.swap(queue_);
+  }
+  for (Operation& o : rest) o.work->finish(0, failure());
+}
+
+void Progress::run_leave() {
+  std::shared_ptr<Leave> leave;
+  {
+    std::lock_guard lock(mutex_);
+    leave = leave_;
+  }
+  ControlMessage m;
+  m.type = ControlMessage::Type::left;
+  m.reason = leave->reason;
+  m.set_text(leave->text);
+  tell_all(m);
+  departures_[static_cast<size_t>(rank_)] = {m.reason, std::string(m.get_text())};  // cut to the same length as the others'
+
+  const auto gone = [this](const Departure& d) { return d.reason != LeaveReason::running; };
+  const int64_t begun = steady_now_ns();
+  int64_t heard = begun;
+  const int64_t deadline = to_ns(options_.deadline_s);
+  roll_.end();
+  while (!std::all_of(departures_.begin(), departures_.end(), gone)) {
+    poll();
+    const int64_t now = steady_now_ns();
+    if (leave->limit_s > 0 ? now - begun > to_ns(leave->limit_s) : failed_) break;
+    if (leave->reason == LeaveReason::config_error && failed_) break;
+    // Without a limit, only ranks that answer are waited for.
+    if (leave->limit_s == 0 && roll_.is_open() && now - roll_.asked_ns() > std::min<int64_t>(deadline, 1000 * kMillisecond)) {
+      std::vector<int> silent;
+      for (int r = 0; r < size_; ++r) {
+        if (r != rank_ && !gone(departures_[static_cast<size_t>(r)]) && !roll_.answered(r)) silent.push_back(r);
+      }
+      if (!silent.empty()) {
+        fail(fmt::format("{}: waiting for the others to finish: no answer from {}: dead or stopped, {:.2f} s", who_, rank_list(silent),
+                         to_s(now - begun)),
+             true);
+        break;
+      }
+      roll_.end();
+      heard = now;
+    } else if (leave->limit_s == 0 && !roll_.is_open() && now - heard > deadline / 2) {
+      call_roll(now);
+    }
+    transport_->pause(microseconds(1000), microseconds(20'000));
+  }
+  roll_.end();
+  const Departure& mine = departures_[static_cast<size_t>(rank_)];
+  Farewell farewell;
+  farewell.alike = !failed_;
+  for (int r = 0; r < size_; ++r) {
+    const Departure& d = departures_[static_cast<size_t>(r)];
+    if (d.reason == mine.reason && d.text == mine.text) continue;
+    farewell.alike = false;
+    if (gone(d) && d.reason != LeaveReason::finished && farewell.other.empty()) farewell.other = fmt::format("rank {}/{}: {}", r, size_, d.text);
+  }
+  {
+    std::lock_guard lock(mutex_);
+    leave->farewell = std::move(farewell);
+    leave->done = true;
+    leave_.reset();
+  }
+  left_.notify_all();
+}
+
+}  // namespace rz::comm

@@ -1,0 +1,42 @@
+// The algorithms: ring reduce-scatter, all-gather, all-reduce, broadcast, barrier, and the rank-ordered reduce-scatter.
+// Blocking functions over a Wire, run on the progress thread; they neither check arguments nor know of errors, which come
+// out of the Wire as exceptions. `count` is the number of elements of the full buffer everywhere.
+//
+// Each rank sends, with N ranks:
+//   reduce_scatter   every chunk but its own                      (N-1)/N of the buffer when N divides it
+//   all_gather       every chunk but its right neighbour's        the same
+//   all_reduce       both of the above                            2(N-1)/N
+// whatever the order of summation; the same on the receiving side.
+#pragma once
+
+#include <cstddef>
+
+#include "comm/types.h"
+#include "comm/wire.h"
+#include "runtime/core/dtype.h"
+
+namespace rz::comm {
+
+// Memory lent to an algorithm, and the size of its segments (the same on all ranks). The ring needs kRingWindow segments.
+struct Scratch {
+  std::byte* data = nullptr;
+  size_t bytes = 0;
+  size_t segment_bytes = 0;
+};
+inline constexpr size_t kRingWindow = 4;  // receives posted ahead
+
+struct Reduction {
+  DType dtype = DType::f32;
+  ReduceOp op = ReduceOp::sum;
+  Order order = Order::ring;
+};
+
+// `full` is destroyed; `own` (this rank's chunk of the result) may be its place in `full`.
+void reduce_scatter(Wire& wire, const Scratch& scratch, std::byte* full, std::byte* own, size_t count, const Reduction& reduction);
+// `own` may be its place in `full`.
+void all_gather(Wire& wire, const Scratch& scratch, const std::byte* own, std::byte* full, size_t count, DType dtype);
+void all_reduce(Wire& wire, const Scratch& scratch, std::byte* data, size_t count, const Reduction& reduction);
+void broadcast(Wire& wire, const Scratch& scratch, std::byte* data, size_t count, DType dtype, int root);
+void barrier(Wire& wire);
+
+}  // namespace rz::comm

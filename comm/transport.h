@@ -1,0 +1,108 @@
+// Transport: moves bytes between two ranks. It knows nothing of rings, groups, order of operations or deadlines.
+//
+// 1. Requests never block: post, then test() until it says done, then release(). One thread (the progress thread) calls
+//    everything except wake() and stats().
+// 2. Between two ranks, messages of one channel arrive in the order in which they were posted; sends match receives in order.
+// 3. A received message is read through bytes(): its landing place, or the sender's own memory where that can be reached.
+//    The sender's request completes when the receiver has released its own (or the bytes were copied away).
+// 4. Releasing an unfinished request gives it up; afterwards nothing touches its memory.
+// 5. Control messages are small, buffered, and never wait for anybody.
+// Another kind of wire (shared memory, TCP, a decorator that emulates a slow link) is another subclass.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+
+#include "comm/control.h"
+#include "comm/types.h"
+#include "comm/wire_stats.h"
+
+namespace rz::comm {
+
+// What a message is counted as, and which of its peer's queues it waits in.
+struct Channel {
+  bool header = false;
+  CollectiveKind kind = CollectiveKind::barrier;  // counted under; all payload shares one queue
+
+  static constexpr Channel fingerprint() { return {true, CollectiveKind::barrier}; }
+  static constexpr Channel payload(CollectiveKind kind) { return {false, kind}; }
+};
+
+class Transport {
+ public:
+  // One posted send or receive; made by a transport, owned by it, valid until release().
+  class Request {
+   public:
+    // A completed receive's bytes.
+    const std::byte* bytes() const { return bytes_; }
+
+   protected:
+    friend class Transport;
+    const std::byte* bytes_ = nullptr;
+    size_t length_ = 0;
+  };
+
+  virtual ~Transport() = default;
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+
+  Request* post_send(int peer, Channel channel, const void* data, size_t bytes) {
+    count(channel, bytes, true);
+    return do_post_send(peer, channel, data, bytes);
+  }
+  // `landing` must have room for `bytes`; whether it is used is the transport's choice.
+  Request* post_receive(int peer, Channel channel, void* landing, size_t bytes) {
+    count(channel, bytes, false);
+    return do_post_receive(peer, channel, landing, bytes);
+  }
+  // Done? Throws CommError when the peer's message has another length.
+  virtual bool test(Request& request) = 0;
+  virtual void release(Request& request) noexcept = 0;
+
+  void send_control(int peer, const ControlMessage& message) {
+    add(control_.sent_bytes, sizeof message), add(control_.sent_messages, 1);
+    do_send_control(peer, message);
+  }
+  bool receive_control(ControlMessage& message) {
+    if (!do_receive_control(message)) return false;
+    add(control_.received_bytes, sizeof message), add(control_.received_messages, 1);
+    return true;
+  }
+
+  // Sleeps until something may have changed: `limit` at most where changes announce themselves, `poll` where they must be
+  // looked for. A wake() before or during the call ends it.
+  virtual void pause(std::chrono::microseconds poll, std::chrono::microseconds limit) = 0;
+  // Any thread: ends the current or the next pause().
+  virtual void wake() = 0;
+
+  // The last call. `clean`: all ranks are well and do the same; otherwise nothing may wait for a peer.
+  virtual void close(bool clean) = 0;
+
+  // Any thread.
+  WireStats stats() const;
+
+ protected:
+  virtual Request* do_post_send(int peer, Channel channel, const void* data, size_t bytes) = 0;
+  virtual Request* do_post_receive(int peer, Channel channel, void* landing, size_t bytes) = 0;
+  virtual void do_send_control(int peer, const ControlMessage& message) = 0;
+  virtual bool do_receive_control(ControlMessage& message) = 0;
+
+  static void set_received(Request& request, const std::byte* bytes) { request.bytes_ = bytes; }
+
+ private:
+  struct Counter {
+    std::atomic<uint64_t> sent_bytes{0}, received_bytes{0}, sent_messages{0}, received_messages{0};
+  };
+  // Written by the progress thread alone, so a plain load and store is an increment.
+  static void add(std::atomic<uint64_t>& counter, uint64_t n) {
+    counter.store(counter.load(std::memory_order_relaxed) + n, std::memory_order_relaxed);
+  }
+  void count(Channel channel, size_t bytes, bool sent);
+
+  std::array<Counter, kCollectiveKinds> payload_;
+  Counter header_;
+  Counter control_;
+};
+
+}  // namespace rz::comm
