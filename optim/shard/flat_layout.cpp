@@ -1,0 +1,75 @@
+#include "optim/shard/flat_layout.h"
+
+#include <algorithm>
+#include <set>
+
+namespace rz::optim {
+
+namespace {
+int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+}  // namespace
+
+Range intersect(Range a, Range b) {
+  const int64_t begin = std::max(a.begin, b.begin);
+  return {begin, std::max(begin, std::min(a.end, b.end))};
+}
+
+FlatLayout::FlatLayout(std::vector<nn::Parameter*> parameters, int ranks) : ranks_(ranks) {
+  RZ_CHECK(ranks >= 1, "a layout needs at least one rank, not {}", ranks);
+  int64_t end = 0;
+  for (nn::Parameter* p : parameters) {
+    const int64_t offset = round_up(end, kAlignElements);
+    if (offset > end) padding_.push_back({end, offset});
+    entries_.push_back({p, offset});
+    end = offset + p->numel();
+    payload_ += p->numel();
+  }
+  padded_ = round_up(end, kAlignElements * ranks);
+  if (padded_ > end) padding_.push_back({end, padded_});
+}
+
+std::vector<BucketPlan> plan_buckets(nn::Module& model, int64_t bucket_bytes) {
+  RZ_CHECK(bucket_bytes >= 0, "a bucket of {} bytes", bucket_bytes);
+  struct Piece {
+    nn::Parameter* parameter;
+    std::string unit;
+    bool outermost;
+  };
+  std::vector<Piece> in_units;
+  std::set<const nn::Parameter*> claimed;
+  for (const nn::Unit& unit : model.units()) {
+    for (nn::Parameter* p : unit.module->parameters()) {
+      RZ_CHECK(claimed.insert(p).second, "parameter '{}' belongs to two units", p->name);
+      in_units.push_back({p, unit.name, false});
+    }
+  }
+  std::vector<Piece> ordered;
+  for (nn::Parameter* p : model.parameters())
+    if (!claimed.contains(p)) ordered.push_back({p, "outermost", true});
+  ordered.insert(ordered.end(), in_units.begin(), in_units.end());
+
+  std::vector<BucketPlan> buckets;
+  for (const bool trainable : {true, false}) {
+    const size_t first = buckets.size();
+    int64_t bytes = 0;
+    std::string last_unit;
+    for (const Piece& piece : ordered) {
+      if (piece.parameter->trainable != trainable) continue;
+      const int64_t more = piece.parameter->numel() * static_cast<int64_t>(size_bytes(DType::f32));
+      const bool fresh = buckets.size() == first || buckets.back().outermost != piece.outermost ||
+                         (bucket_bytes == 0 ? piece.unit != last_unit : bytes + more > bucket_bytes);
+      if (fresh) {
+        buckets.push_back({{}, piece.outermost, trainable, piece.unit});
+        bytes = 0;
+      } else if (piece.unit != last_unit) {
+        buckets.back().name = buckets.back().name.substr(0, buckets.back().name.find(" .. ")) + " .. " + piece.unit;
+      }
+      buckets.back().parameters.push_back(piece.parameter);
+      bytes += more;
+      last_unit = piece.unit;
+    }
+  }
+  return buckets;
+}
+
+}  // namespace rz::optim

@@ -1,0 +1,105 @@
+// ShardedModel: a single-device model made distributed from outside. It lays the parameters out in flat buffers, observes the
+// model's units (gathering and releasing weights where they are sharded), is the sink of all gradients (reducing them in a
+// fixed order while backward goes on), and hands out what this rank updates.
+//
+// A step:   begin_step(); for each micro-batch { begin_micro_batch(i); loss = model(...); backward(loss); }
+//           reduce_scalars(...); optimizer update of every unit; publish().
+// * The order of collectives is the same on every rank: forward order for gathers, reverse registration for reductions (D5).
+// * For a given bucket layout the results are the same bits under every policy (D4).
+// * When memory for transient buffers is taken and given back depends on the order of calls only, never on timing.
+// One thread per rank.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "optim/shard/sharded_unit.h"
+
+namespace rz::optim {
+
+struct ShardingOptions {
+  ShardingPolicy policy;
+  int64_t bucket_bytes = 0;             // 0: a bucket per unit of the model
+  Accumulation accumulation;
+  comm::Order order = comm::Order::ring;
+  int prefetch = 1;                     // buckets gathered ahead of use, when parameters are sharded
+  int reductions_in_flight = 2;         // transient gradient buffers that may wait for their reduction
+  uint64_t seed = 0;                    // of the initial weights
+};
+
+class ShardedModel final : public nn::UnitObserver, public autograd::GradientSink {
+ public:
+  // Takes over the memory of `model`'s parameters and writes their initial values. Both must outlive it. COLLECTIVE.
+  ShardedModel(nn::Module& model, comm::Communicator& comm, const ShardingOptions& options);
+  ~ShardedModel() override;
+
+  nn::Module& model() { return model_; }
+  comm::Communicator& communicator() { return comm_; }
+  const ShardingOptions& options() const { return options_; }
+  std::span<const std::unique_ptr<ShardedUnit>> units() const { return units_; }
+
+  // Gathers the outermost unit, which then stays until end_forward_only() or the end of the step's last backward. COLLECTIVE.
+  void begin_step();
+  void begin_micro_batch(int64_t index);
+  // Backward of a micro-batch's loss into the flat buffers, reducing on the way; after the last micro-batch all reductions are
+  // done when it returns. COLLECTIVE.
+  void backward(const Tensor& loss);
+  // Ends a begin_step() that had no backward (evaluation). COLLECTIVE.
+  void end_forward_only();
+
+  // Sum over this rank's shards of the squares of the reduced gradients: summed over the ranks it is the squared global norm.
+  double shard_sum_of_squares() const;
+  // values[i] = sum over the ranks, in the order of the reductions. COLLECTIVE.
+  void reduce_scalars(std::span<double> values);
+  // After an update: every rank gets every weight it keeps. COLLECTIVE.
+  void publish();
+
+  // Calls f(parameter) for every parameter, bucket by bucket, while its full value can be read. COLLECTIVE.
+  void visit_weights(const std::function<void(const nn::Parameter&)>& f);
+  // A hash of all weights in name order: depends on neither ranks nor policy. COLLECTIVE.
+  uint64_t weights_digest();
+  // Throws rz::Error on every rank, naming the odd ones, unless all ranks hold the same weights. COLLECTIVE.
+  void check_replicas();
+
+  int64_t payload_elements() const;
+  int64_t padded_elements() const;
+
+  // nn::UnitObserver
+  Tensor run(nn::Module& unit, std::vector<Tensor> inputs, const nn::UnitForward& forward) override;
+  // autograd::GradientSink
+  autograd::GradientTarget target(autograd::AutogradMeta& leaf) override;
+  void ready(autograd::AutogradMeta& leaf) override;
+
+ private:
+  struct Place {
+    size_t unit = 0;   // of units_
+    size_t entry = 0;  // of its layout
+  };
+  // The buckets [begin, end) of units_ that hold a model unit's parameters, and whether a bucket ends with it.
+  struct UnitSpan {
+    std::vector<size_t> buckets;
+    std::vector<size_t> last_used_here;
+  };
+
+  void map_units();
+  void gather_for(const UnitSpan& span, bool forward);
+  void launch_ready_reductions(bool all);
+  bool last_micro_batch() const { return micro_batch_ + 1 == options_.accumulation.micro_batches; }
+  bool reduces_now() const { return options_.accumulation.reduce_every || last_micro_batch(); }
+
+  nn::Module& model_;
+  comm::Communicator& comm_;
+  ShardingOptions options_;
+  std::vector<std::unique_ptr<ShardedUnit>> units_;
+  std::vector<Place> places_;                            // by leaf index
+  std::unordered_map<const nn::Module*, UnitSpan> spans_;
+  std::vector<size_t> reduce_order_;
+  size_t reduce_cursor_ = 0;    // reductions launched in this backward
+  size_t finished_cursor_ = 0;  // of those, waited for
+  int64_t micro_batch_ = 0;
+};
+
+}  // namespace rz::optim

@@ -1,0 +1,43 @@
+// One optimizer step over sharded state: micro-batches, the global loss and gradient norm, clipping, update, publishing.
+// Knows no model and no data: the caller computes each micro-batch's loss.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "optim/schedule.h"
+#include "optim/shard/sharded_optimizer.h"
+
+namespace rz::optim {
+
+// A micro-batch on this rank. `loss` is scaled so that the sum over micro-batches and ranks is the loss to minimize.
+struct MicroLoss {
+  Tensor loss;         // scalar in the graph
+  double sum = 0;      // unscaled, for reporting: sum over this rank's items
+  int64_t count = 0;   // items in the sum
+};
+
+struct StepResult {
+  double loss = 0;           // mean over all items of all ranks
+  double gradient_norm = 0;  // global L2 norm of the reduced gradient, before clipping
+  double learning_rate = 0;
+  int64_t items = 0;         // over all ranks
+};
+
+class Trainer {
+ public:
+  // clip_norm 0: never clips. All must outlive it.
+  Trainer(ShardedModel& model, ShardedOptimizer& optimizer, const Schedule& schedule, double clip_norm);
+
+  // Step `step`, counted from 0. Throws rz::Error, on every rank, when the loss or the norm is not finite: the weights are then
+  // still those of the step before. COLLECTIVE.
+  StepResult step(int64_t step, const std::function<MicroLoss(int64_t micro_batch)>& forward);
+
+ private:
+  ShardedModel& model_;
+  ShardedOptimizer& optimizer_;
+  Schedule schedule_;
+  double clip_norm_;
+};
+
+}  // namespace rz::optim

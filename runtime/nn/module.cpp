@@ -1,0 +1,86 @@
+#include "runtime/nn/module.h"
+
+#include "runtime/autograd/engine.h"
+#include "runtime/core/random.h"
+
+namespace rz::nn {
+
+void initial_values(const Parameter& parameter, uint64_t seed, int64_t begin, int64_t end, float* out) {
+  RZ_CHECK(0 <= begin && begin <= end && end <= parameter.numel(), "elements [{}, {}) are outside '{}' {}", begin, end, parameter.name,
+           parameter.shape().str());
+  switch (parameter.init.kind) {
+    case Init::Kind::zeros: std::fill(out, out + (end - begin), 0.0f); return;
+    case Init::Kind::ones: std::fill(out, out + (end - begin), 1.0f); return;
+    case Init::Kind::normal: break;
+  }
+  const Random random(seed, "init:" + parameter.name);
+  const auto std = static_cast<float>(parameter.init.std);
+  for (int64_t i = begin; i < end; ++i) out[i - begin] = std * random.normal(static_cast<uint64_t>(i));
+}
+
+void Module::collect(std::vector<Parameter*>& out) {
+  for (const auto& p : parameters_) out.push_back(p.get());
+  for (const auto& child : children_) child.module->collect(out);
+}
+
+std::vector<Parameter*> Module::parameters() {
+  std::vector<Parameter*> out;
+  collect(out);
+  return out;
+}
+
+Parameter& Module::parameter(const std::string& name) {
+  std::vector<std::string> names;
+  for (Parameter* p : parameters()) {
+    if (p->name == name) return *p;
+    names.push_back(p->name);
+  }
+  throw Error(fmt::format("there is no parameter '{}'; there are {}", name, fmt::join(names, ", ")));
+}
+
+int64_t Module::parameter_count() {
+  int64_t count = 0;
+  for (const Parameter* p : parameters()) count += p->numel();
+  return count;
+}
+
+void Module::train(bool training) {
+  training_ = training;
+  for (const auto& child : children_) child.module->train(training);
+}
+
+void Module::materialize(uint64_t seed) {
+  for (Parameter* p : parameters()) {
+    p->value.storage()->materialize();
+    initial_values(*p, seed, 0, p->numel(), p->value.data<float>());
+  }
+}
+
+Parameter& Module::register_parameter(std::string name, Shape shape, Init init, bool decay) {
+  for (const auto& other : parameters_) RZ_CHECK(other->name != name, "parameter '{}' is registered twice", name);
+  auto parameter = std::make_unique<Parameter>();
+  const int64_t bytes = checked_multiply(shape.numel(), static_cast<int64_t>(size_bytes(DType::f32)), "bytes of a parameter");
+  parameter->value = Tensor::over(Storage::make_released(static_cast<size_t>(bytes), Category::parameter, name), shape, DType::f32);
+  parameter->name = std::move(name);
+  parameter->init = init;
+  parameter->decay = decay;
+  autograd::set_requires_grad(parameter->value, true);
+  parameters_.push_back(std::move(parameter));
+  return *parameters_.back();
+}
+
+void Module::register_module(std::string name, Module& child) {
+  for (const auto& other : children_) RZ_CHECK(other.name != name, "module '{}' is registered twice", name);
+  for (Parameter* p : child.parameters()) {
+    p->name = fmt::format("{}.{}", name, p->name);
+    p->value.storage()->set_owner(p->name);
+  }
+  children_.push_back({std::move(name), &child});
+}
+
+Tensor run_unit(Module& unit, std::vector<Tensor> inputs, const UnitForward& forward) {
+  if (auto* observer = unit.unit_observer()) return observer->run(unit, std::move(inputs), forward);
+  return forward(inputs);
+}
+
+}  // namespace rz::nn

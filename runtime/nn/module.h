@@ -1,0 +1,85 @@
+// Modules: trees of named parameters with a forward of their own. Single-device code; distribution is added from outside.
+//
+// * Construction is registration: members register themselves with their parent, in order; that order is the order of names,
+//   of flat buffers and of reductions.
+// * Parameters start released, so that a module costs nothing until somebody materializes it.
+// * units() says which parts of a model are gathered, reduced and recomputed together (decision D11); whoever distributes the
+//   model installs a UnitObserver, which run_unit() calls.
+// Modules are neither copied nor moved: children and observers hold pointers into them.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "runtime/nn/parameter.h"
+
+namespace rz::nn {
+
+class Module;
+
+using UnitForward = std::function<Tensor(const std::vector<Tensor>& inputs)>;
+
+// Sees every run of a unit: may gather its weights, put boundaries into the graph, recompute.
+class UnitObserver {
+ public:
+  virtual ~UnitObserver() = default;
+  virtual Tensor run(Module& unit, std::vector<Tensor> inputs, const UnitForward& forward) = 0;
+};
+
+// A part of a model that is sharded, reduced and recomputed as one.
+struct Unit {
+  std::string name;
+  Module* module = nullptr;
+};
+
+class Module {
+ public:
+  Module() = default;
+  Module(const Module&) = delete;
+  Module& operator=(const Module&) = delete;
+  virtual ~Module() = default;
+
+  // All parameters in registration order, each once.
+  std::vector<Parameter*> parameters();
+  // The one called so; rz::Error listing the names when there is none.
+  Parameter& parameter(const std::string& name);
+  int64_t parameter_count();
+
+  // In forward order. Parameters in none of them form the outermost unit.
+  virtual std::vector<Unit> units() { return {}; }
+  void set_unit_observer(UnitObserver* observer) { observer_ = observer; }
+  UnitObserver* unit_observer() const { return observer_; }
+
+  // Training or evaluation mode, for this module and all below it.
+  void train(bool training);
+  bool training() const { return training_; }
+
+  // Gives every parameter memory of its own (Category::parameter) and its initial values: for use on one device without
+  // sharding.
+  void materialize(uint64_t seed);
+
+ protected:
+  // The returned reference lives as long as the module.
+  Parameter& register_parameter(std::string name, Shape shape, Init init, bool decay);
+  // `child` must be complete: its parameters' names get "`name`." in front.
+  void register_module(std::string name, Module& child);
+
+ private:
+  void collect(std::vector<Parameter*>& out);
+
+  std::vector<std::unique_ptr<Parameter>> parameters_;
+  struct Child {
+    std::string name;
+    Module* module = nullptr;
+  };
+  std::vector<Child> children_;
+  UnitObserver* observer_ = nullptr;
+  bool training_ = true;
+};
+
+// Runs a unit's forward, through its observer when it has one.
+Tensor run_unit(Module& unit, std::vector<Tensor> inputs, const UnitForward& forward);
+
+}  // namespace rz::nn
