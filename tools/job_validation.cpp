@@ -1,0 +1,217 @@
+// One function per message. The bounds are those of arithmetic and of sense, not of memory: a job may describe a model that no
+// machine here could train.
+#include "tools/job_validation.h"
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "runtime/core/error.h"
+#include "tools/job_schema.h"
+
+namespace rz::tools {
+namespace {
+
+namespace pb = google::protobuf;
+
+constexpr int64_t kMaxSteps = int64_t{1} << 40;
+constexpr int64_t kMaxWidth = int64_t{1} << 20;
+constexpr int64_t kMaxCount = (int64_t{1} << 31) - 1;
+constexpr double kAnyPositive = std::numeric_limits<double>::max();
+
+// An interval of numbers and how messages say it.
+struct Range {
+  double low = 0;
+  double high = kAnyPositive;
+  bool without_low = false;
+  bool without_high = false;
+
+  bool contains(double x) const { return (without_low ? x > low : x >= low) && (without_high ? x < high : x <= high); }
+  std::string str() const {
+    if (high == kAnyPositive) return without_low ? fmt::format("above {}", low) : fmt::format("{} or more", low);
+    return fmt::format("in {}{}, {}{}", without_low ? '(' : '[', low, high, without_high ? ')' : ']');
+  }
+};
+constexpr Range kNotNegative{};
+constexpr Range kPositive{.without_low = true};
+constexpr Range kBelowOne{.high = 1, .without_high = true};
+
+class Validator {
+ public:
+  Validator(const ringzero::Job& job, const JobOrigins& origins) : job_(job), origins_(origins) {}
+
+  void run() const {
+    values(job_, "");
+    model_and_data();
+    training();
+    optimizer();
+    schedule();
+    sharding();
+    communication();
+    sample();
+  }
+
+ private:
+  // Fails at the place of `path`.
+  template <class... Args>
+  void require(bool condition, const std::string& path, fmt::format_string<Args...> format, Args&&... args) const {
+    if (condition) return;
+    const std::string what = fmt::format(format, std::forward<Args>(args)...);
+    throw ConfigError(fmt::format("{}: {}", origins_.where(path), escaped(path.empty() ? what : path + " " + what, 800)));
+  }
+  // The same for two fields that contradict each other: at the place of `path`, or of `other` when only that one was set.
+  template <class... Args>
+  void require_match(bool condition, const std::string& path, const std::string& other, fmt::format_string<Args...> format, Args&&... args) const {
+    if (condition) return;
+    const std::string& culprit = !origins_.is_set(path) && origins_.is_set(other) ? other : path;
+    throw ConfigError(fmt::format("{}: {} {}", origins_.where(culprit), path, fmt::format(format, std::forward<Args>(args)...)));
+  }
+  void within(const std::string& path, int64_t value, int64_t low, int64_t high) const {
+    require(value >= low && value <= high, path, "is {}; valid: an integer in [{}, {}]", value, low, high);
+  }
+  void within(const std::string& path, double value, const Range& range) const {
+    require(range.contains(value), path, "is {}; valid: a number {}", value, range.str());
+  }
+
+  // What holds for every field of every message: numbers are finite, enum values known, texts without NUL bytes.
+  void values(const pb::Message& message, const std::string& prefix) const {
+    const pb::Reflection& reflection = *message.GetReflection();
+    // A number that the enum lacks is kept there by protobuf.
+    const auto& unknown = reflection.GetUnknownFields(message);
+    for (int i = 0; i < unknown.field_count(); ++i) {
+      const auto* field = message.GetDescriptor()->FindFieldByNumber(unknown.field(i).number());
+      require(false, field == nullptr ? prefix : prefix + field->name(), "has an unknown value{}", field == nullptr ? "" : "; valid: " + describe_values(*field));
+    }
+    std::vector<const pb::FieldDescriptor*> fields;
+    reflection.ListFields(message, &fields);
+    for (const auto* field : fields) {
+      const std::string path = prefix + field->name();
+      if (field->is_repeated()) continue;
+      if (field->cpp_type() == pb::FieldDescriptor::CPPTYPE_DOUBLE) {
+        const double value = reflection.GetDouble(message, field);
+        require(std::isfinite(value), path, "is {}; valid: a finite number", value);
+      } else if (field->cpp_type() == pb::FieldDescriptor::CPPTYPE_STRING) {
+        require(reflection.GetString(message, field).find('\0') == std::string::npos, path, "holds a NUL byte");
+      } else if (field->cpp_type() == pb::FieldDescriptor::CPPTYPE_MESSAGE) {
+        values(reflection.GetMessage(message, field), path + ".");
+      }
+    }
+  }
+
+  void model_and_data() const {
+    require(job_.model_case() != ringzero::Job::MODEL_NOT_SET, "", "the job has no model; valid: {}", arms("model"));
+    require(job_.data_case() != ringzero::Job::DATA_NOT_SET, "", "the job has no data; valid: {}", arms("data"));
+    if (job_.has_transformer()) transformer(job_.transformer());
+    if (job_.has_text()) {
+      within("text.validation_fraction", job_.text().validation_fraction(), {.high = 1, .without_low = true, .without_high = true});
+    }
+    if (job_.has_tokens()) tokens(job_.tokens());
+  }
+
+  static std::string arms(const std::string& oneof) {
+    const auto* found = ringzero::Job::descriptor()->FindOneofByName(oneof);
+    std::string out;
+    for (int i = 0; i < found->field_count(); ++i) out += fmt::format("{}{} {{...}}", i == 0 ? "" : " or ", found->field(i)->name());
+    return out;
+  }
+
+  void transformer(const ringzero::Transformer& t) const {
+    within("transformer.layers", t.layers(), 1, 1'000'000);
+    within("transformer.width", t.width(), 1, kMaxWidth);
+    within("transformer.heads", t.heads(), 1, kMaxWidth);
+    require_match(t.width() % t.heads() == 0, "transformer.width", "transformer.heads", "is {}, not a multiple of transformer.heads, {}", t.width(), t.heads());
+    within("transformer.kv_heads", t.kv_heads(), 0, kMaxWidth);
+    require_match(t.kv_heads() == 0 || t.heads() % t.kv_heads() == 0, "transformer.kv_heads", "transformer.heads",
+                  "is {}, not a divisor of transformer.heads, {}", t.kv_heads(), t.heads());
+    const int64_t head_width = t.width() / t.heads();
+    require_match(t.positions() != ringzero::Transformer::ROPE || head_width % 2 == 0, "transformer.positions", "transformer.heads",
+                  "is ROPE, which turns pairs of channels, but a head has {} (width {} / heads {}), an odd number", head_width, t.width(),
+                  t.heads());
+    within("transformer.context", t.context(), 1, int64_t{1} << 24);
+    within("transformer.vocabulary", t.vocabulary(), 0, int64_t{1} << 24);
+    within("transformer.mlp_width", t.mlp_width(), 0, int64_t{1} << 24);
+    within("transformer.dropout", t.dropout(), kBelowOne);
+    within("transformer.rope_base", t.rope_base(), kPositive);
+    within("transformer.norm_epsilon", t.norm_epsilon(), kPositive);
+  }
+
+  void tokens(const ringzero::TokenData& d) const {
+    require(!d.train_path().empty(), "tokens.train_path", "is missing; valid: a token file");
+    require(!d.validation_path().empty(), "tokens.validation_path", "is missing; valid: a token file");
+    within("tokens.vocabulary", d.vocabulary(), 1, 65536);
+    if (!job_.has_transformer()) return;
+    const int64_t model = job_.transformer().vocabulary();
+    require_match(model == 0 || model >= d.vocabulary(), "transformer.vocabulary", "tokens.vocabulary", "is {}, fewer than the {} of tokens.vocabulary; valid: 0 or at least that",
+            model, d.vocabulary());
+  }
+
+  void training() const {
+    const auto& t = job_.training();
+    within("training.steps", t.steps(), 1, kMaxSteps);
+    within("training.batch", t.batch(), 1, kMaxCount);
+    within("training.accumulate", t.accumulate(), 1, kMaxCount);
+    require_match(t.accumulate() <= t.batch(), "training.accumulate", "training.batch", "is {}, more micro-batches than training.batch has sequences, {}", t.accumulate(), t.batch());
+    within("training.threads", t.threads(), 0, 1024);
+    within("training.evaluate_every", t.evaluate_every(), 0, kMaxSteps);
+    within("training.evaluate_sequences", t.evaluate_sequences(), 0, kMaxCount);
+    within("training.clip_norm", t.clip_norm(), kNotNegative);
+    within("training.ema_decay", t.ema_decay(), kBelowOne);
+    within("training.save_every", t.save_every(), 0, kMaxSteps);
+  }
+
+  template <class AdamLike>
+  void adam(const std::string& path, const AdamLike& a) const {
+    within(path + ".beta1", a.beta1(), kBelowOne);
+    within(path + ".beta2", a.beta2(), kBelowOne);
+    within(path + ".epsilon", a.epsilon(), kPositive);
+    within(path + ".weight_decay", a.weight_decay(), kNotNegative);
+  }
+
+  void optimizer() const {
+    const auto& o = job_.optimizer();
+    if (o.has_adamw()) adam("optimizer.adamw", o.adamw());
+    if (o.has_adam()) adam("optimizer.adam", o.adam());
+    if (!o.has_sgd()) return;
+    within("optimizer.sgd.momentum", o.sgd().momentum(), kBelowOne);
+    within("optimizer.sgd.weight_decay", o.sgd().weight_decay(), kNotNegative);
+    require_match(!o.sgd().nesterov() || o.sgd().momentum() > 0, "optimizer.sgd.nesterov", "optimizer.sgd.momentum",
+                  "is true, but optimizer.sgd.momentum is 0; valid: a momentum above 0");
+  }
+
+  void schedule() const {
+    const auto& s = job_.schedule();
+    within("schedule.learning_rate", s.learning_rate(), kNotNegative);
+    within("schedule.final_learning_rate", s.final_learning_rate(), kNotNegative);
+    require_match(s.warmup_steps() >= 0 && s.warmup_steps() <= job_.training().steps(), "schedule.warmup_steps", "training.steps",
+                  "is {}; valid: an integer from 0 to training.steps, {}", s.warmup_steps(), job_.training().steps());
+  }
+
+  void sharding() const {
+    within("sharding.stage", job_.sharding().stage(), 0, 3);
+    within("sharding.bucket_mb", job_.sharding().bucket_mb(), {.high = 1 << 20});
+  }
+
+  void communication() const {
+    within("communication.ranks", job_.communication().ranks(), 1, 1024);
+    within("communication.deadline_s", job_.communication().deadline_s(), {.high = 1e6, .without_low = true});
+  }
+
+  void sample() const {
+    if (!job_.has_sample()) return;
+    const auto& s = job_.sample();
+    within("sample.tokens", s.tokens(), 0, kMaxCount);
+    within("sample.temperature", s.temperature(), kNotNegative);
+    within("sample.top_k", s.top_k(), 0, kMaxCount);
+    within("sample.top_p", s.top_p(), {.high = 1, .without_low = true});
+  }
+
+  const ringzero::Job& job_;
+  const JobOrigins& origins_;
+};
+
+}  // namespace
+
+void validate_job(const ringzero::Job& job, const JobOrigins& origins) { Validator(job, origins).run(); }
+
+}  // namespace rz::tools
