@@ -1,5 +1,8 @@
 #include "comm/mpi_transport.h"
 
+// mpi.h's C++ bindings are dead and would need a library of their own.
+#define OMPI_SKIP_MPICXX 1
+#define MPICH_SKIP_MPICXX 1
 #include <mpi.h>
 
 #include <condition_variable>

@@ -194,11 +194,12 @@ void Progress::run_operation(Operation& operation) {
 void Progress::compare_fingerprints(const Operation& operation, Wire& wire) {
   const Fingerprint& mine = operation.print;
   Fingerprint landing;
-  Posted receive = wire.receive_header(wire.left(), landing);
   Posted send = wire.send_header(wire.right(), mine);
+  Posted receive = wire.receive_header(wire.left(), landing);
   wire.wait(receive);
   Fingerprint theirs;
   std::memcpy(&theirs, receive.bytes(), sizeof theirs);
+  receive.release();
   if (!(mine == theirs)) {
     const auto& members = operation.group->members;
     fail(fmt::format("{}: ranks disagree: rank {} called {}, rank {} called {} ({})", operation.work->what, rank_, describe(mine),
@@ -386,8 +387,7 @@ void Progress::run_leave() {
   int64_t heard = begun;
   const int64_t deadline = to_ns(options_.deadline_s);
   roll_.end();
-  while (!std::all_of(departures_.begin(), departures_.end(), gone)) {
-    poll();
+  for (poll(); !std::all_of(departures_.begin(), departures_.end(), gone); poll()) {
     const int64_t now = steady_now_ns();
     if (leave->limit_s > 0 ? now - begun > to_ns(leave->limit_s) : failed_) break;
     if (leave->reason == LeaveReason::config_error && failed_) break;

@@ -139,8 +139,8 @@ class RingPass {
   int combining_ = 0;
   int steps_ = 0;
   size_t posted_ = 0;
-  std::deque<Posted> receives_;
   std::deque<Sent> sends_;
+  std::deque<Posted> receives_;  // after sends_: see Posted
 };
 
 void copy_unless_same(std::byte* to, const std::byte* from, size_t bytes) {
@@ -228,8 +228,8 @@ void broadcast(Wire& wire, const Scratch& scratch, std::byte* data, size_t count
   const size_t bytes = count * size_bytes(dtype);
   const bool is_root = wire.rank() == root;
   const bool is_last = wire.right() == root;
-  std::deque<Posted> receives;
   std::deque<Posted> sends;
+  std::deque<Posted> receives;
   size_t posted = 0;
   for (size_t begin = 0; begin < bytes; begin += scratch.segment_bytes) {
     const size_t length = std::min(scratch.segment_bytes, bytes - begin);
@@ -249,9 +249,10 @@ void broadcast(Wire& wire, const Scratch& scratch, std::byte* data, size_t count
 // Dissemination: after round k everybody has heard, at one or more removes, from the 2^(k+1)-1 ranks to its left.
 void barrier(Wire& wire) {
   for (int distance = 1; distance < wire.size(); distance *= 2) {
-    Posted in = wire.receive(wire.left(distance), nullptr, 0);
     Posted out = wire.send(wire.right(distance), nullptr, 0);
+    Posted in = wire.receive(wire.left(distance), nullptr, 0);
     wire.wait(in);
+    in.release();
     wire.wait(out);
   }
 }

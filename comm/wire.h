@@ -31,6 +31,8 @@ class Patience {
 };
 
 // A posted send or receive, given up by the destructor unless finished.
+// Declare sends before receives: a rank that gives up lets go of what it reads before it takes back what others may read,
+// else ranks that give up together would wait for each other.
 class Posted {
  public:
   Posted() = default;
