@@ -1,0 +1,151 @@
+#include "tools/run_directory.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "runtime/core/error.h"
+#include "tools/atomic_file.h"
+
+namespace rz::tools {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::ordered_json;
+
+// Folders made on the way to a run directory, taken back unless keep() is called.
+class MadeFolders {
+ public:
+  MadeFolders() = default;
+  MadeFolders(const MadeFolders&) = delete;
+  MadeFolders& operator=(const MadeFolders&) = delete;
+  ~MadeFolders() {
+    std::error_code ignored;
+    for (auto folder = made_.rbegin(); folder != made_.rend(); ++folder) fs::remove(*folder, ignored);  // only when empty
+  }
+
+  void make(const fs::path& path) {
+    std::error_code error;
+    if (fs::is_directory(path, error)) return;
+    if (path.has_parent_path() && path.parent_path() != path) make(path.parent_path());
+    if (fs::create_directory(path, error)) {
+      made_.push_back(path);
+    } else {
+      // Made by someone else meanwhile is as good.
+      RZ_CONFIG_CHECK(!error && fs::is_directory(path), "the run directory {} cannot be made: {}", path.string(), error ? error.message() : "not a folder");
+    }
+  }
+  void keep() { made_.clear(); }
+
+ private:
+  std::vector<fs::path> made_;
+};
+
+std::string to_text(const ordered_json& value, int indent) { return value.dump(indent, ' ', false, ordered_json::error_handler_t::replace); }
+
+bool holds_checkpoint(const std::string& path) {
+  std::error_code error;
+  const fs::directory_iterator entries(RunDirectory::checkpoint_path(path), error);
+  return !error && entries != fs::directory_iterator();
+}
+
+}  // namespace
+
+RunDirectory RunDirectory::create(const std::string& path, const std::string& job_text) {
+  RZ_CONFIG_CHECK(!path.empty(), "the run directory has no name");
+  RunDirectory run(path);
+  std::error_code error;
+  const bool has_metrics = fs::exists(run.metrics_path(), error) && fs::file_size(run.metrics_path(), error) > 0;
+  RZ_CONFIG_CHECK(!has_metrics && !holds_checkpoint(path), "{} holds a run ({}): go on with it by --resume, or choose another folder with --out", path,
+                  has_metrics ? "metrics.jsonl" : "checkpoint");
+  const bool had_job = fs::exists(run.job_path(), error);
+  MadeFolders folders;
+  try {
+    folders.make(fs::path(run.checkpoint_path()));
+    run.open_metrics();
+    write_file_atomically(run.job_path(), job_text);
+    fs::remove(run.summary_path(), error);  // of an earlier run without metrics: it would not tell of this one
+  } catch (const Error& problem) {
+    if (run.metrics_ >= 0 && !has_metrics) fs::remove(run.metrics_path(), error);
+    if (!had_job) fs::remove(run.job_path(), error);
+    throw ConfigError(problem.what());
+  }
+  folders.keep();
+  return run;
+}
+
+RunDirectory RunDirectory::resume(const std::string& path, const std::string& job_text, int64_t resumed_step) {
+  RunDirectory run(path);
+  RZ_CONFIG_CHECK(fs::exists(run.metrics_path()), "{} holds no run to resume: {} is missing", path, run.metrics_path());
+  try {
+    run.drop_metrics_after(resumed_step);
+    MadeFolders folders;
+    folders.make(fs::path(run.checkpoint_path()));
+    folders.keep();
+    run.open_metrics();
+    write_file_atomically(run.job_path(), job_text);
+  } catch (const ConfigError&) {
+    throw;
+  } catch (const Error& problem) {
+    throw ConfigError(problem.what());
+  }
+  return run;
+}
+
+RunDirectory::RunDirectory(RunDirectory&& other) noexcept : path_(std::move(other.path_)), metrics_(std::exchange(other.metrics_, -1)) {}
+
+RunDirectory::~RunDirectory() {
+  if (metrics_ >= 0) ::close(metrics_);
+}
+
+void RunDirectory::open_metrics() {
+  metrics_ = ::open(metrics_path().c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+  RZ_CONFIG_CHECK(metrics_ >= 0, "{}: cannot be written: {}", metrics_path(), std::strerror(errno));
+}
+
+void RunDirectory::drop_metrics_after(int64_t step) const {
+  std::ifstream in(metrics_path(), std::ios::binary);
+  RZ_CONFIG_CHECK(in.is_open(), "{}: cannot be read: {}", metrics_path(), std::strerror(errno));
+  std::string kept;
+  std::string line;
+  bool dropped = false;
+  for (int64_t number = 1; std::getline(in, line); ++number) {
+    const bool torn = in.eof();  // the last line lacks its end: the writer died within it
+    const auto value = torn ? ordered_json() : ordered_json::parse(line, nullptr, false);
+    const bool good = value.is_object() && value.contains("step") && value["step"].is_number_integer();
+    RZ_CONFIG_CHECK(good || torn, "{}:{}: is not an object with an integer \"step\"; the run's metrics are damaged", metrics_path(), number);
+    if (good && value["step"].get<int64_t>() <= step) {
+      kept += line;
+      kept += '\n';
+    } else {
+      dropped = true;
+    }
+  }
+  RZ_CONFIG_CHECK(!in.bad(), "{}: cannot be read", metrics_path());
+  in.close();
+  if (dropped) write_file_atomically(metrics_path(), kept);
+}
+
+void RunDirectory::append_metrics(const ordered_json& line) {
+  RZ_CHECK(line.is_object() && line.contains("step"), "a metrics line without a step: {}", to_text(line, -1));
+  const off_t before = ::lseek(metrics_, 0, SEEK_END);
+  try {
+    write_all(metrics_, to_text(line, -1) + "\n", metrics_path());
+  } catch (...) {
+    if (before >= 0 && ::ftruncate(metrics_, before) != 0) {
+      // Nothing more can be done here; a torn last line is dropped on resume.
+    }
+    throw;
+  }
+}
+
+void RunDirectory::write_summary(const ordered_json& summary) const { write_file_atomically(summary_path(), to_text(summary, 2) + "\n"); }
+
+}  // namespace rz::tools
