@@ -22,6 +22,7 @@ constexpr int kPayloadTag = 2;
 constexpr int kControlTag = 3;
 // How long giving up a request may take; a peer that is gone never completes it.
 constexpr int64_t kGiveUpNs = 50'000'000;
+constexpr int64_t kLingerNs = 150'000'000;
 
 void check(int rc, const char* call) {
   if (rc == MPI_SUCCESS) return;
@@ -97,7 +98,7 @@ class MpiTransport final : public Transport {
   }
 
   void close(bool clean) override {
-    if (!clean) return;
+    if (!clean) return linger();
     MPI_Cancel(&listening_);
     MPI_Wait(&listening_, MPI_STATUS_IGNORE);
     for (Letter& letter : letters_) MPI_Wait(&letter.request, MPI_STATUS_IGNORE);
@@ -198,6 +199,16 @@ class MpiTransport final : public Transport {
     do {
       if (MPI_Test(&request, &done, MPI_STATUS_IGNORE) != MPI_SUCCESS) return;
     } while (!done && steady_now_ns() - begun < kGiveUpNs);
+  }
+
+  // What this rank said last must reach peers that it never spoke to before: they open its shared memory by name, which
+  // mpirun removes when the process ends.
+  void linger() {
+    ControlMessage unheard;
+    for (const int64_t begun = steady_now_ns(); size_ > 1 && steady_now_ns() - begun < kLingerNs;) {
+      do_receive_control(unheard);
+      pause(std::chrono::microseconds(1000), {});
+    }
   }
 
   size_t limit_;

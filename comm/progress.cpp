@@ -300,7 +300,7 @@ void Progress::check_patience() {
     return;
   }
   const Fingerprint& mine = current_->print;
-  const bool hopeless = someone_left_ && roll_.someone_left_without(mine, *current_->group, departures_);
+  const bool hopeless = someone_left_ && roll_.someone_left_without(mine, *current_->group, departures_, now);
   if (still <= deadline && !hopeless) {
     // An early roll call that found nothing wrong is made again.
     if (now - roll_.asked_ns() > answer_time && still < deadline - answer_time) roll_.end();
@@ -315,6 +315,8 @@ void Progress::check_patience() {
 
 void Progress::terminate_if_asked() {
   if (!g_termination.load(std::memory_order_relaxed)) return;
+  const LeaveReason left = departures_[static_cast<size_t>(rank_)].reason;
+  if (left == LeaveReason::failed || left == LeaveReason::config_error) return;  // the main thread reports and exits
   const int64_t asked = steady_now_ns();
   if (!failed_) call_roll(asked);
   ControlMessage m;
@@ -391,6 +393,7 @@ void Progress::run_leave() {
     const int64_t now = steady_now_ns();
     if (leave->limit_s > 0 ? now - begun > to_ns(leave->limit_s) : failed_) break;
     if (leave->reason == LeaveReason::config_error && failed_) break;
+    if (leave->reason == LeaveReason::failed && g_termination.load(std::memory_order_relaxed)) break;
     // Without a limit, only ranks that answer are waited for.
     if (leave->limit_s == 0 && roll_.is_open() && now - roll_.asked_ns() > std::min<int64_t>(deadline, 1000 * kMillisecond)) {
       std::vector<int> silent;

@@ -6,6 +6,7 @@ namespace rz::comm {
 
 namespace {
 constexpr size_t kListed = 8;
+constexpr int64_t kAnswerTimeNs = 100'000'000;
 }
 
 std::string rank_list(const std::vector<int>& ranks) {
@@ -26,12 +27,16 @@ void RollCall::answer(const ControlMessage& present) {
   }
 }
 
-bool RollCall::someone_left_without(const Fingerprint& mine, const Group& group, const std::vector<Departure>& departures) const {
+bool RollCall::someone_left_without(const Fingerprint& mine, const Group& group, const std::vector<Departure>& departures,
+                                    int64_t now_ns) const {
+  bool found = false;
   for (const int r : group.members) {
     const ControlMessage& a = answers_[static_cast<size_t>(r)];
-    if (departures[static_cast<size_t>(r)].reason != LeaveReason::running && a.from >= 0 && a.issued < mine.sequence) return true;
+    if (departures[static_cast<size_t>(r)].reason == LeaveReason::running) continue;
+    if (a.from < 0 && now_ns - asked_ns_ < kAnswerTimeNs) return false;
+    found = found || (a.from >= 0 && a.issued < mine.sequence);
   }
-  return false;
+  return found;
 }
 
 std::string RollCall::sentence(const Fingerprint& mine, const Group& group, const std::vector<Departure>& departures) const {
@@ -45,8 +50,10 @@ std::string RollCall::sentence(const Fingerprint& mine, const Group& group, cons
     const std::string op = fmt::format("op#{}", mine.sequence);
     if (a.from < 0 && left.reason == LeaveReason::running) {
       silent.push_back(r);
+    } else if (a.from < 0 && left.reason == LeaveReason::finished) {
+      others["left: its program ended"].push_back(r);
     } else if (left.reason == LeaveReason::finished && a.issued < mine.sequence) {
-      others[fmt::format("left without calling {} (its program ended; called {})", op, a.issued)].push_back(r);
+      others[fmt::format("left without calling {} (program ended, called {})", op, a.issued)].push_back(r);
     } else if (left.reason != LeaveReason::running && left.reason != LeaveReason::finished) {
       others[fmt::format("left with an error: {}", left.text)].push_back(r);
     } else if (a.issued < mine.sequence) {

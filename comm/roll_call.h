@@ -29,8 +29,9 @@ class RollCall {
   void answer(const ControlMessage& present);
   bool answered(int world_rank) const { return answers_[static_cast<size_t>(world_rank)].from >= 0; }
 
-  // Has a member of the group left without ever calling operation `mine`? Then waiting is pointless.
-  bool someone_left_without(const Fingerprint& mine, const Group& group, const std::vector<Departure>& departures) const;
+  // Has a member of the group left without ever calling operation `mine`? Then waiting is pointless. Says so when all who left
+  // have answered, or had time to.
+  bool someone_left_without(const Fingerprint& mine, const Group& group, const std::vector<Departure>& departures, int64_t now_ns) const;
 
   // "no answer from rank 2: dead or stopped; rank 1 answers but has not called op#7 (has called 6); rank 0 waits in op#7 too".
   std::string sentence(const Fingerprint& mine, const Group& group, const std::vector<Departure>& departures) const;

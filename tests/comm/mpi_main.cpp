@@ -1,0 +1,106 @@
+// test_comm_mpi: the communicator over MPI. Started by mpirun, once per case, since a job that failed cannot go on:
+//   test_comm_mpi conformance RANKS [SEGMENT_BYTES [MESSAGE_LIMIT_BYTES]]   the suite of conformance.h; any failure on any
+//                                                                          rank fails every rank; RANKS must be right
+//   test_comm_mpi FAULT RANKS     misbehaves as the name says; the caller (mpi_faults.sh) checks what is printed
+// Faults: count, kind, missing, extra, exception, config, config_one, silent_exit, and steady, hung, idle, which write
+// their process ids to $RZ_PID_DIR/RANK and wait to be killed or stopped.
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <string>
+#include <thread>
+
+#include "comm/launch.h"
+#include "tests/support/conformance.h"
+
+namespace {
+
+using namespace rz;
+using namespace rz::comm;
+
+void conformance(Communicator& comm, int ranks, size_t segment_bytes) {
+  auto failures = testing::check_conformance(comm, segment_bytes);
+  if (comm.size() != ranks) failures.push_back(fmt::format("runs on {} ranks, not {}", comm.size(), ranks));
+  for (const std::string& f : failures) std::fprintf(stderr, "FAILED %s\n", f.c_str());
+  int64_t count = static_cast<int64_t>(failures.size());
+  comm.all_reduce(&count, 1, DType::i64, ReduceOp::sum, {.name = "verdict"}).wait();
+  if (count != 0) throw Error(fmt::format("conformance failed: {} failures over all ranks", count));
+  if (comm.rank() == 0) std::printf("PASSED on %d ranks over MPI\n", comm.size());
+}
+
+void reduce(Communicator& comm, size_t count, const char* name) {
+  static std::vector<float> data(200'000, 1.0f);
+  comm.all_reduce(data.data(), count, DType::f32, ReduceOp::max, {.name = name}).wait();
+}
+
+// Tells the script that this rank is on its way.
+void write_pid(const Communicator& comm) {
+  const char* dir = std::getenv("RZ_PID_DIR");
+  if (dir == nullptr) throw Error("RZ_PID_DIR is not set");
+  const std::string path = fmt::format("{}/{}", dir, comm.rank());
+  std::ofstream(path + ".tmp") << getpid() << "\n";
+  std::rename((path + ".tmp").c_str(), path.c_str());
+}
+
+void fault(Communicator& comm, const std::string& what) {
+  const int odd = comm.size() - 1;
+  const bool is_odd = comm.rank() == odd;
+  reduce(comm, 1000, "warm-up");
+  if (what == "count") {
+    reduce(comm, is_odd ? 150'000 : 100'000, "gradient");
+  } else if (what == "kind") {
+    if (is_odd) comm.barrier({.name = "end"}).wait();
+    else reduce(comm, 100'000, "gradient");
+  } else if (what == "missing") {
+    if (!is_odd) reduce(comm, 100'000, "gradient");
+    reduce(comm, 10, "next");
+  } else if (what == "extra") {
+    if (is_odd) reduce(comm, 100'000, "gradient");
+  } else if (what == "exception") {
+    if (is_odd) throw Error("the dog ate the shard");
+    reduce(comm, 100'000, "gradient");
+  } else if (what == "config") {
+    throw ConfigError("width 65 is not divisible by 4 heads");
+  } else if (what == "config_one") {
+    if (is_odd) throw ConfigError("cannot read weights.bin");
+    reduce(comm, 100'000, "gradient");
+  } else if (what == "silent_exit") {
+    if (is_odd) std::_Exit(0);
+    reduce(comm, 100'000, "gradient");
+  } else if (what == "steady") {
+    write_pid(comm);
+    for (;;) reduce(comm, 200'000, "gradient");
+  } else if (what == "hung") {  // the odd rank computes for ever
+    write_pid(comm);
+    if (!is_odd) reduce(comm, 100'000, "gradient");
+    for (;;) std::this_thread::sleep_for(std::chrono::seconds(1));
+  } else if (what == "idle") {  // all compute
+    write_pid(comm);
+    for (;;) std::this_thread::sleep_for(std::chrono::seconds(1));
+  } else {
+    throw ConfigError("unknown case '" + what + "'");
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 3) {
+    std::fprintf(stderr, "usage: test_comm_mpi CASE RANKS [SEGMENT_BYTES [MESSAGE_LIMIT_BYTES]]\n");
+    return 2;
+  }
+  const std::string what = argv[1];
+  const int ranks = std::atoi(argv[2]);
+  LaunchOptions options;
+  options.transport = TransportKind::mpi;
+  options.ranks = ranks;
+  options.segment_bytes = argc > 3 ? std::strtoull(argv[3], nullptr, 10) : 0;
+  options.message_limit_bytes = argc > 4 ? std::strtoull(argv[4], nullptr, 10) : 0;
+  return run_ranks(options, [&](Communicator& comm) {
+    if (what == "conformance") conformance(comm, ranks, options.segment_bytes == 0 ? 256 * 1024 : options.segment_bytes);
+    else fault(comm, what);
+  });
+}
