@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# All tests that every change must pass: release, AddressSanitizer with UndefinedBehaviorSanitizer, ThreadSanitizer. Installs what is
+# missing. Goes on after a failure, so that one run tells everything; the end lists what ran and what did not, and why.
+# The long ones are in tests/nightly.sh. Environment: RZ_TEST_JOBS = tests at a time (default 1: tests start ranks themselves).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source tests/common.sh
+
+phase "install packages" bash tools/install_dependencies.sh || { finish; exit 1; }
+prepare_environment
+
+# Ranks as threads show ThreadSanitizer everything; Open MPI's own threads would drown it. What is slow without a sanitizer is
+# too slow with one.
+declare -A left_out=([release]="nightly" [dev]="nightly|slow" [tsan]="nightly|slow|mpi")
+for preset in release dev tsan; do
+  if phase "build $preset" build "$preset"; then
+    phase "test $preset, without $(tr '|' ' ' <<<"${left_out[$preset]}")" ctest_of "$preset" -LE "${left_out[$preset]}" || true
+  else
+    not_run "test $preset" "the build failed" counts
+  fi
+done
+
+not_run "tests labelled nightly" "they take long; run tests/nightly.sh"
+finish
