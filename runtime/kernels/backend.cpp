@@ -11,6 +11,7 @@ const Backend& backend(Device device) {
                                    &cpu::norm_kernels(),
                                    &cpu::embedding_kernels(),
                                    &cpu::attention_kernels(),
+                                   &cpu::random_kernels(),
                                    &cpu::optimizer_kernels()};
   RZ_CHECK(device.type == DeviceType::cpu, "this program was built without a CUDA backend");
   return cpu_backend;

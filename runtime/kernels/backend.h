@@ -15,6 +15,7 @@
 #include "runtime/kernels/matmul.h"
 #include "runtime/kernels/norm.h"
 #include "runtime/kernels/optimizer.h"
+#include "runtime/kernels/random.h"
 #include "runtime/kernels/reduction.h"
 
 namespace rz {
@@ -28,6 +29,7 @@ struct Backend {
   NormKernels* norm = nullptr;
   EmbeddingKernels* embedding = nullptr;
   AttentionKernels* attention = nullptr;
+  RandomKernels* random = nullptr;
   OptimizerKernels* optimizer = nullptr;
 };
 
@@ -43,6 +45,7 @@ LossKernels& loss_kernels();
 NormKernels& norm_kernels();
 EmbeddingKernels& embedding_kernels();
 AttentionKernels& attention_kernels();
+RandomKernels& random_kernels();
 OptimizerKernels& optimizer_kernels();
 }  // namespace cpu
 

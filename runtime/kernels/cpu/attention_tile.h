@@ -1,0 +1,146 @@
+// Small matrix products on tiles that stay in cache, and the transposition that prepares them: the arithmetic of attention.
+//
+// Vocabulary. A *panel* is a strip of kPanel<C> columns of the right-hand matrix, stored row after row; the micro-kernel keeps a
+// kMicroRows x panel block of the result in registers. Columns are padded to whole vectors, panels to whole panels.
+// The sum of every element runs over k in ascending order: results do not depend on how rows are cut into blocks.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+namespace rz::cpu {
+
+#if defined(__AVX512F__)
+inline constexpr int64_t kVectorBytes = 64;
+inline constexpr int kPanelVectors = 4;  // 6 x 4 sums, 4 right-hand vectors and a broadcast fill 29 of 32 registers
+#elif defined(__AVX__)
+inline constexpr int64_t kVectorBytes = 32;
+inline constexpr int kPanelVectors = 2;  // 6 x 2 + 2 + 1 of 16
+#elif defined(__aarch64__)
+inline constexpr int64_t kVectorBytes = 16;
+inline constexpr int kPanelVectors = 4;
+#else
+inline constexpr int64_t kVectorBytes = 16;
+inline constexpr int kPanelVectors = 2;
+#endif
+inline constexpr int kMicroRows = 6;
+
+template <class C>
+struct VectorOf {
+  typedef C type __attribute__((vector_size(kVectorBytes), aligned(alignof(C)), may_alias));
+};
+template <class C>
+using Vector = typename VectorOf<C>::type;
+template <class C>
+inline constexpr int64_t kWidth = kVectorBytes / static_cast<int64_t>(sizeof(C));
+template <class C>
+inline constexpr int64_t kPanel = kPanelVectors * kWidth<C>;
+
+constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// c[kRows][kVectors vectors] = or += sum over k in [0, depth) of a(row, k) * b[k][..]. a(row, k) is a[row * lda + k], or
+// a[k * lda + row] when kTransposed.
+template <class C, int kRows, int kVectors, bool kTransposed>
+inline void micro_product(int64_t depth, const C* a, int64_t lda, const C* b, int64_t ldb, C* c, int64_t ldc, bool accumulate) {
+  using V = Vector<C>;
+  V sum[kRows][kVectors];
+  for (int i = 0; i < kRows; ++i)
+    for (int j = 0; j < kVectors; ++j) sum[i][j] = accumulate ? *reinterpret_cast<const V*>(c + i * ldc + j * kWidth<C>) : V{};
+  for (int64_t k = 0; k < depth; ++k) {
+    V right[kVectors];
+    for (int j = 0; j < kVectors; ++j) right[j] = *reinterpret_cast<const V*>(b + k * ldb + j * kWidth<C>);
+    for (int i = 0; i < kRows; ++i) {
+      const V left = V{} + (kTransposed ? a[k * lda + i] : a[i * lda + k]);
+      for (int j = 0; j < kVectors; ++j) sum[i][j] += left * right[j];
+    }
+  }
+  for (int i = 0; i < kRows; ++i)
+    for (int j = 0; j < kVectors; ++j) *reinterpret_cast<V*>(c + i * ldc + j * kWidth<C>) = sum[i][j];
+}
+
+template <class C, bool kTransposed, int kRows, int kVectors>
+inline void micro_dispatch(int rows, int vectors, int64_t depth, const C* a, int64_t lda, const C* b, int64_t ldb, C* c, int64_t ldc,
+                           bool accumulate) {
+  if constexpr (kVectors > 1) {
+    if (vectors < kVectors)
+      return micro_dispatch<C, kTransposed, kRows, kVectors - 1>(rows, vectors, depth, a, lda, b, ldb, c, ldc, accumulate);
+  }
+  if constexpr (kRows > 1) {
+    if (rows < kRows)
+      return micro_dispatch<C, kTransposed, kRows - 1, kVectors>(rows, vectors, depth, a, lda, b, ldb, c, ldc, accumulate);
+  }
+  micro_product<C, kRows, kVectors, kTransposed>(depth, a, lda, b, ldb, c, ldc, accumulate);
+}
+
+// Which part of a product a block of rows needs: masks make the rest zero or unused.
+struct TileRange {
+  int64_t depth_begin = 0;
+  int64_t depth_end = 0;
+  int64_t columns = 0;
+};
+
+// The right-hand matrix: element (k, column) is data[(column / kPanel) * panel_step + k * row_step + column % kPanel].
+template <class C>
+struct TileMatrix {
+  const C* data;
+  int64_t row_step;
+  int64_t panel_step;
+};
+
+// c = or += a b for `rows` rows; range(first_row, rows_in_block) gives each block's TileRange. Without accumulate, elements inside
+// the range are overwritten and the others left alone.
+template <bool kTransposed, class C, class Range>
+void tile_product(int64_t rows, int64_t depth, const C* a, int64_t lda, TileMatrix<C> b, C* c, int64_t ldc, bool accumulate, Range range) {
+  constexpr int64_t kDepthBlock = 64;  // rows of a panel that stay in the first-level cache while all row blocks pass
+  int64_t widest = 0;
+  for (int64_t m = 0; m < rows; m += kMicroRows) widest = std::max(widest, range(m, std::min<int64_t>(kMicroRows, rows - m)).columns);
+  for (int64_t k = 0; k < depth; k += kDepthBlock) {
+    for (int64_t n = 0; n < widest; n += kPanel<C>) {
+      const C* panel = b.data + n / kPanel<C> * b.panel_step;
+      for (int64_t m = 0; m < rows; m += kMicroRows) {
+        const int64_t count = std::min<int64_t>(kMicroRows, rows - m);
+        const TileRange part = range(m, count);
+        const int64_t begin = std::max(k, part.depth_begin);
+        const int64_t end = std::min(k + kDepthBlock, part.depth_end);
+        const int64_t columns = std::min(part.columns - n, kPanel<C>);
+        if (begin >= end || columns <= 0) continue;
+        const int vectors = static_cast<int>((columns + kWidth<C> - 1) / kWidth<C>);
+        const C* left = kTransposed ? a + begin * lda + m : a + m * lda + begin;
+        micro_dispatch<C, kTransposed, kMicroRows, kPanelVectors>(static_cast<int>(count), vectors, end - begin, left, lda,
+                                                                  panel + begin * b.row_step, b.row_step, c + m * ldc + n, ldc,
+                                                                  accumulate || begin > part.depth_begin);
+      }
+    }
+  }
+}
+
+// One stage of a transposition: exchanges the off-diagonal kHalf x kHalf blocks of every 2 kHalf x 2 kHalf block.
+template <class C, int kHalf, size_t... kLane>
+[[gnu::always_inline]] inline void transpose_stage(Vector<C>* rows, std::index_sequence<kLane...>) {
+  using Index = std::conditional_t<sizeof(C) == 4, int32_t, int64_t>;
+  typedef Index Mask __attribute__((vector_size(kVectorBytes)));
+  constexpr Index kCount = static_cast<Index>(kWidth<C>);
+  const Mask upper = {((kLane & kHalf) == 0 ? static_cast<Index>(kLane) : static_cast<Index>(kLane) - kHalf + kCount)...};
+  const Mask lower = {((kLane & kHalf) == 0 ? static_cast<Index>(kLane) + kHalf : static_cast<Index>(kLane) + kCount)...};
+  for (int64_t i = 0; i < kWidth<C>; ++i) {
+    if ((i & kHalf) != 0) continue;
+    const Vector<C> a = rows[i];
+    const Vector<C> b = rows[i + kHalf];
+    rows[i] = __builtin_shuffle(a, b, upper);
+    rows[i + kHalf] = __builtin_shuffle(a, b, lower);
+  }
+  if constexpr (kHalf > 1) transpose_stage<C, kHalf / 2>(rows, std::index_sequence<kLane...>{});
+}
+
+// to[c][r] = from[r][c] for a square of kWidth<C>.
+template <class C>
+inline void transpose_square(const C* from, int64_t from_step, C* to, int64_t to_step) {
+  Vector<C> rows[kWidth<C>];
+  for (int64_t r = 0; r < kWidth<C>; ++r) rows[r] = *reinterpret_cast<const Vector<C>*>(from + r * from_step);
+  transpose_stage<C, static_cast<int>(kWidth<C> / 2)>(rows, std::make_index_sequence<static_cast<size_t>(kWidth<C>)>{});
+  for (int64_t r = 0; r < kWidth<C>; ++r) *reinterpret_cast<Vector<C>*>(to + r * to_step) = rows[r];
+}
+
+}  // namespace rz::cpu
