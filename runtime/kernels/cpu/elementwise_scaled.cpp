@@ -1,0 +1,13 @@
+// Loops of one group of the elementwise list.
+#include "runtime/kernels/cpu/elementwise_driver.h"
+
+namespace rz::cpu {
+
+const UnaryLoops* scaled_loops() {
+#define RZ_ROW(name, Functor, ...) make_unary_loops<functors::Functor>(),
+  static constexpr UnaryLoops kTable[] = {RZ_SCALED_OPS(RZ_ROW)};
+#undef RZ_ROW
+  return kTable;
+}
+
+}  // namespace rz::cpu

@@ -1,0 +1,99 @@
+// The micro-kernel: a tile of C in vector registers, written with GCC's vector extension so that one source serves AVX-512,
+// AVX2, SSE and NEON; the tile is as large as the register file allows.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace rz::cpu {
+
+#if defined(__AVX512F__)
+inline constexpr int kVectorBytes = 64;
+inline constexpr int kMicroRows = 12;
+#elif defined(__AVX__)
+inline constexpr int kVectorBytes = 32;
+inline constexpr int kMicroRows = 6;
+#elif defined(__aarch64__)
+inline constexpr int kVectorBytes = 16;
+inline constexpr int kMicroRows = 12;
+#else
+inline constexpr int kVectorBytes = 16;
+inline constexpr int kMicroRows = 6;
+#endif
+inline constexpr int kMicroVectors = 2;  // columns of the tile, in vectors
+
+// C is float or double. Memory-side vectors need only the alignment of an element.
+template <class C>
+struct Vector;
+template <>
+struct Vector<float> {
+  typedef float type __attribute__((vector_size(kVectorBytes)));
+  typedef float memory __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+};
+template <>
+struct Vector<double> {
+  typedef double type __attribute__((vector_size(kVectorBytes)));
+  typedef double memory __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
+};
+template <class C>
+inline constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(C));
+template <class C>
+inline constexpr int kMicroColumns = kMicroVectors * kLanes<C>;
+
+// What happens to a finished tile: c (+)= alpha * tile, plus bias on overwriting.
+template <class C>
+struct Epilogue {
+  C alpha;
+  bool accumulate;
+  const C* bias;  // of this tile's columns, or null; readable for whole vectors
+};
+
+// Rows x Vectors tile: a is k x kMicroRows, b is k x kMicroColumns, both packed. `columns` <= Vectors * lanes are stored.
+template <class C, int Rows, int Vectors>
+void micro_kernel(int64_t k, const C* __restrict a, const C* __restrict b, C* __restrict c, int64_t c_stride, int columns, const Epilogue<C>& e) {
+  using V = typename Vector<C>::type;
+  using M = typename Vector<C>::memory;
+  constexpr int lanes = kLanes<C>;
+  V tile[Rows][Vectors] = {};
+#pragma GCC unroll 2
+  for (int64_t p = 0; p < k; ++p) {
+    V right[Vectors];
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) right[j] = *reinterpret_cast<const M*>(b + j * lanes);
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) {
+#pragma GCC unroll 4
+      for (int j = 0; j < Vectors; ++j) tile[i][j] += a[i] * right[j];
+    }
+    a += kMicroRows;
+    b += kMicroColumns<C>;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < Rows; ++i) {
+    C* row = c + i * c_stride;
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) {
+      const int left = columns - j * lanes;
+      if (left <= 0) break;
+      V old = {};
+      if (e.accumulate) {
+        if (left >= lanes) old = *reinterpret_cast<const M*>(row + j * lanes);
+        else std::memcpy(&old, row + j * lanes, static_cast<size_t>(left) * sizeof(C));
+      } else if (e.bias != nullptr) {
+        old = *reinterpret_cast<const M*>(e.bias + j * lanes);
+      }
+      const V value = e.alpha * tile[i][j] + old;
+      if (left >= lanes) *reinterpret_cast<M*>(row + j * lanes) = value;
+      else std::memcpy(row + j * lanes, &value, static_cast<size_t>(left) * sizeof(C));
+    }
+  }
+}
+
+template <class C>
+using MicroKernel = void (*)(int64_t, const C*, const C*, C*, int64_t, int, const Epilogue<C>&);
+
+// kernel_for<C>(rows, columns): the smallest tile that covers them.
+template <class C>
+MicroKernel<C> kernel_for(int rows, int columns);
+
+}  // namespace rz::cpu
