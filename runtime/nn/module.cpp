@@ -2,6 +2,7 @@
 
 #include "runtime/autograd/engine.h"
 #include "runtime/core/random.h"
+#include "runtime/kernels/backend.h"
 
 namespace rz::nn {
 
@@ -49,10 +50,18 @@ void Module::train(bool training) {
   for (const auto& child : children_) child.module->train(training);
 }
 
-void Module::materialize(uint64_t seed) {
+void Module::materialize(uint64_t seed, DType dtype) {
   for (Parameter* p : parameters()) {
-    p->value.storage()->materialize();
-    initial_values(*p, seed, 0, p->numel(), p->value.data<float>());
+    Tensor initial = Tensor::empty(p->shape(), DType::f32, Category::parameter, p->name);
+    initial_values(*p, seed, 0, p->numel(), initial.data<float>());
+    if (dtype == DType::f32) {
+      p->value.rebind_storage(initial.storage(), 0);
+      continue;
+    }
+    const bool wanted = autograd::requires_grad(p->value);
+    p->value = Tensor::empty(p->shape(), dtype, Category::parameter, p->name);
+    backend(initial.device()).elementwise->copy(initial, p->value);
+    autograd::set_requires_grad(p->value, wanted);
   }
 }
 

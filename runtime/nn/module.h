@@ -56,9 +56,9 @@ class Module {
   void train(bool training);
   bool training() const { return training_; }
 
-  // Gives every parameter memory of its own (Category::parameter) and its initial values: for use on one device without
-  // sharding.
-  void materialize(uint64_t seed);
+  // Gives every parameter memory of its own (Category::parameter), of type `dtype`, and its initial values: for use on one
+  // device without sharding. float64 is for gradient checks.
+  void materialize(uint64_t seed, DType dtype = DType::f32);
 
  protected:
   // The returned reference lives as long as the module.

@@ -1,0 +1,85 @@
+#include "tools/sample.h"
+
+#include <charconv>
+#include <fstream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <thread>
+
+#include "comm/launch.h"
+#include "optim/checkpoint/checkpoint.h"
+#include "runtime/core/rank_context.h"
+#include "tools/console.h"
+#include "tools/job_file.h"
+#include "tools/run_directory.h"
+
+namespace rz::tools {
+
+namespace {
+
+namespace checkpoint = optim::checkpoint;
+
+std::string read_file(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  RZ_CONFIG_CHECK(in.good(), "cannot read {}; is it a run directory of a language model?", path);
+  return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+}
+
+std::vector<int32_t> encode_prompt(const Vocabulary& vocabulary, const std::string& prompt) {
+  if (vocabulary.symbols) return vocabulary.symbols->encode(prompt.empty() ? "\n" : prompt);
+  std::vector<int32_t> tokens;
+  std::istringstream words(prompt);
+  for (std::string word; words >> word;) {
+    int32_t token = 0;
+    const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), token);
+    RZ_CONFIG_CHECK(error == std::errc() && end == word.data() + word.size() && token >= 0 && token < vocabulary.size,
+                    "this run's vocabulary has no text: the prompt must be token numbers below {}, not '{}'", vocabulary.size, word);
+    tokens.push_back(token);
+  }
+  if (tokens.empty()) tokens.push_back(0);
+  return tokens;
+}
+
+}  // namespace
+
+std::string sample_text(models::Transformer& model, const Vocabulary& vocabulary, const ringzero::Sample& sample, uint64_t seed) {
+  const auto prompt = encode_prompt(vocabulary, sample.prompt());
+  const auto tokens = models::generate(model, prompt, sample.tokens(), {sample.temperature(), sample.top_k(), sample.top_p(), seed});
+  if (vocabulary.symbols) return sample.prompt() + vocabulary.symbols->decode(tokens);
+  return fmt::format("{}", fmt::join(tokens, " "));
+}
+
+void sample_run(const SampleOptions& options, comm::Communicator& comm) {
+  const int here = comm::under_mpirun() ? ranks_on_this_machine() : comm.size();
+  const int automatic = std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / here);
+  RankContext::current()->set_threads(options.threads > 0 ? options.threads : automatic);
+  const auto job = load_job(options.run + "/job.textproto");
+  RZ_CONFIG_CHECK(job.has_transformer(), "{} trained no language model", options.run);
+  const std::string vocabulary_path = options.run + "/vocabulary.json";
+  const Vocabulary vocabulary = parse_vocabulary(read_file(vocabulary_path), vocabulary_path);
+  models::Transformer model(transformer_config(job.transformer(), vocabulary.size));
+  model.materialize(job.seed());
+  const bool averaged = job.training().ema_decay() > 0;
+  std::vector<checkpoint::SliceToLoad> slices;
+  for (nn::Parameter* p : model.parameters())
+    slices.push_back({(averaged ? "average." : "model.") + p->name, DType::f32, p->shape(), 0, p->numel(), p->value.raw_data()});
+  checkpoint::LoadOptions load_options;
+  load_options.skip_prefixes = {"optimizer.", averaged ? "model." : "average."};
+  const auto info = checkpoint::load(checkpoint::real_file_system(), RunDirectory::checkpoint_path(options.run), std::nullopt, slices, comm, load_options);
+  const std::string text = sample_text(model, vocabulary, options.sample, options.seed);
+  if (comm.rank() != 0) return;
+  if (!options.json) {
+    for (const auto& note : info.notes) fmt::print(stderr, "ringzero: {}\n", note);
+    fmt::print("{}\n", text);
+    return;
+  }
+  nlohmann::ordered_json json;
+  json["run"] = options.run;
+  json["step"] = info.step;
+  json["prompt"] = options.sample.prompt();
+  json["text"] = text;
+  fmt::print("{}\n", json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
+}
+
+}  // namespace rz::tools
