@@ -12,6 +12,8 @@ find_package(Threads REQUIRED)
 
 find_package(MPI QUIET COMPONENTS C)
 rz_need(MPI_C_FOUND "MPI (C bindings)" "libopenmpi-dev openmpi-bin")
+# mpi.h must not pull in the C++ bindings, which were removed from the standard.
+set_property(TARGET MPI::MPI_C APPEND PROPERTY INTERFACE_COMPILE_DEFINITIONS OMPI_SKIP_MPICXX MPICH_SKIP_MPICXX)
 
 find_package(Protobuf QUIET)
 rz_need(Protobuf_FOUND "Protocol Buffers" "libprotobuf-dev protobuf-compiler")
