@@ -53,7 +53,7 @@ Failure failure_of(const std::function<void()>& local_work) {
 }
 
 void agree(comm::Communicator& comm, const Failure& own, std::string_view what) {
-  const std::string message = own.text.empty() ? "" : (own.is_config ? "c" : "e") + own.text;
+  const std::string message = own.text.empty() ? "" : fmt::format("{}{}", own.is_config ? 'c' : 'e', own.text);
   const auto all = gather_strings(comm, message);
   std::string text;
   bool is_config = true;

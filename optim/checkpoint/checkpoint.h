@@ -110,7 +110,7 @@ struct Inspection {
   int64_t bytes = 0;                 // of all shards
 };
 
-// Reads the manifest of one step's folder; not the tensors. Error when it is missing, damaged or of a newer format.
+// Reads the manifest of one step's folder; not the tensors. Error when it is missing or damaged, ConfigError when of a newer format.
 Inspection inspect(FileSystem& files, const std::string& step_path);
 
 // Reads all of one step's folder and compares sizes, structure and digests; Error naming file and tensor. One rank's work.

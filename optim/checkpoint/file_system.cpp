@@ -106,11 +106,12 @@ void FileSystem::create_directories(const std::string& path) {
   const std::string parent = parent_of(path);
   if (parent != path) create_directories(parent);
   const int result = do_make_directory(path);
-  if (result != -EEXIST || !is_directory(path)) check(result, "create directory", path);
+  if (result == -EEXIST && !is_directory(path)) throw FileError("create directory", path, ENOTDIR);
+  if (result != -EEXIST) check(result, "create directory", path);
   sync_directory(parent);
 }
 
-bool FileSystem::is_directory(const std::string& path) { return do_is_directory(path) > 0; }
+bool FileSystem::is_directory(const std::string& path) { return check(do_is_directory(path), "stat", path) > 0; }
 
 std::vector<DirectoryEntry> FileSystem::list(const std::string& path) {
   std::vector<DirectoryEntry> entries;
@@ -198,7 +199,8 @@ class PosixFileSystem final : public FileSystem {
   }
   int do_is_directory(const std::string& path) override {
     struct stat status {};
-    return ::stat(path.c_str(), &status) == 0 && S_ISDIR(status.st_mode) ? 1 : 0;
+    if (::stat(path.c_str(), &status) == 0) return S_ISDIR(status.st_mode) ? 1 : 0;
+    return errno == ENOENT || errno == ENOTDIR ? 0 : -errno;
   }
 };
 

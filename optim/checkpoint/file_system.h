@@ -69,7 +69,7 @@ class FileSystem {
   void create_directory(const std::string& path);  // its parent exists, it does not
   // Makes what is missing of `path` and syncs each parent that gained an entry.
   void create_directories(const std::string& path);
-  bool is_directory(const std::string& path);
+  bool is_directory(const std::string& path);  // false where there is nothing; an error where that cannot be told
   // Without "." and "..", sorted by name.
   std::vector<DirectoryEntry> list(const std::string& path);
   void rename(const std::string& from, const std::string& to);
@@ -94,7 +94,7 @@ class FileSystem {
   virtual int do_remove_file(const std::string& path) = 0;
   virtual int do_remove_directory(const std::string& path) = 0;
   virtual int do_sync_directory(const std::string& path) = 0;
-  virtual int do_is_directory(const std::string& path) = 0;  // 1 or 0
+  virtual int do_is_directory(const std::string& path) = 0;  // 1, or 0 where there is none
 
  private:
   friend class File;

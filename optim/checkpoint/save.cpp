@@ -26,17 +26,19 @@ class Save {
 
   SaveResult run(int keep) {
     plan(keep);
+    id_ = broadcast_string(comm_, comm_.rank() == 0 ? make_run_id() : "");
+    pending_.emplace(files_, directory_, step(), id_);
     try {
       make_folder();
       write_shard();
       exchange_digests();
       write_manifest();
-      on_rank_0([&] { commit(files_, directory_, tmp_, step(), id_); });
+      on_rank_0([&] { pending_->commit(); });
       verify_committed();
     } catch (...) {
       // Either all ranks are here, with one error, and nobody writes any more; or a rank was lost, and what its death
       // leaves behind is swept by the next save.
-      if (comm_.rank() == 0) withdraw(files_, directory_, tmp_, step(), id_);
+      if (comm_.rank() == 0) pending_->withdraw();
       throw;
     }
     return finish(keep);
@@ -44,8 +46,6 @@ class Save {
 
  private:
   int64_t step() const { return manifest_.info.step; }
-  std::string tmp_path() const { return join(directory_, tmp_); }
-  std::string final_path() const { return join(directory_, step_name(step())); }
 
   void on_rank_0(const std::function<void()>& work) {
     agree(comm_, comm_.rank() == 0 ? failure_of(work) : Failure{}, what_);
@@ -69,17 +69,15 @@ class Save {
     for (StoredTensor& tensor : manifest_.tensors) check_coverage(tensor, what_);
     const auto states = gather_strings(comm_, fmt::format("{:016x}", digest_of(state)));
     for (size_t r = 1; r < states.size(); ++r)
-      if (states[r] != states[0]) throw Error(fmt::format("{}: rank {} has another step, job, seed or state than rank 0", what_, r));
+      if (states[r] != states[0]) throw Error(fmt::format("saving to {}: rank {} has another step, job, seed or state than rank 0", directory_, r));
     for (int r = 0; r < comm_.size(); ++r) manifest_.shards.push_back({shard_name(r, comm_.size()), 0, 0});
   }
 
   void make_folder() {
-    id_ = broadcast_string(comm_, comm_.rank() == 0 ? make_run_id() : "");
-    tmp_ = step_name(step(), "tmp", id_);
     on_rank_0([&] {
       files_.create_directories(directory_);
       sweep_notes_ = sweep(files_, directory_);
-      files_.create_directory(tmp_path());
+      pending_->create();
     });
   }
 
@@ -89,7 +87,7 @@ class Save {
     for (const SliceToSave& slice : slices_) bytes += static_cast<uint64_t>(slice.end - slice.begin) * size_bytes(slice.dtype);
     run_in_rounds(comm_, bytes, what_, [&](uint64_t budget) {
       if (writer == nullptr)
-        writer = std::make_unique<ShardWriter>(files_, tmp_path(), manifest_.shards[static_cast<size_t>(comm_.rank())].file, slices_);
+        writer = std::make_unique<ShardWriter>(files_, pending_->tmp_path(), manifest_.shards[static_cast<size_t>(comm_.rank())].file, slices_);
       writer->step(budget);
     });
     manifest_.shards[static_cast<size_t>(comm_.rank())] = writer->stored();
@@ -127,28 +125,28 @@ class Save {
   void write_manifest() {
     on_rank_0([&] {
       manifest_bytes_ = encode_manifest(manifest_);
-      File file = files_.create_file(tmp_path(), kManifestName);
+      File file = files_.create_file(pending_->tmp_path(), kManifestName);
       file.write(manifest_bytes_.data(), manifest_bytes_.size());
       file.sync();
       file.close();
-      files_.sync_directory(tmp_path());
+      files_.sync_directory(pending_->tmp_path());
     });
   }
 
   // Reopens what was committed: the manifest on rank 0, its own shard on every rank.
   void verify_committed() {
     on_rank_0([&] {
-      const std::string path = join(final_path(), kManifestName);
-      if (read_manifest_bytes(files_, final_path()) != manifest_bytes_) throw Error(path + " does not hold what was written");
+      const std::string path = join(pending_->final_path(), kManifestName);
+      if (read_manifest_bytes(files_, pending_->final_path()) != manifest_bytes_) throw Error(path + " does not hold what was written");
       decode_manifest(manifest_bytes_, path);
     });
-    ShardVerifier verifier(files_, final_path(), manifest_, {comm_.rank()});
+    ShardVerifier verifier(files_, pending_->final_path(), manifest_, {comm_.rank()});
     run_in_rounds(comm_, verifier.total_bytes(), what_, [&](uint64_t budget) { verifier.step(budget); });
   }
 
   SaveResult finish(int keep) {
     SaveResult result;
-    result.path = final_path();
+    result.path = pending_->final_path();
     std::string lines;
     if (comm_.rank() == 0) {
       result.bytes = static_cast<int64_t>(manifest_bytes_.size());
@@ -170,7 +168,7 @@ class Save {
   const std::string what_;
   Manifest manifest_;
   std::string id_;              // the same on all ranks
-  std::string tmp_;             // name of the folder being written
+  std::optional<PendingStep> pending_;
   std::map<std::pair<std::string, int64_t>, uint64_t> digests_;  // of own ranges, by tensor and begin
   std::string manifest_bytes_;  // rank 0
   std::vector<std::string> sweep_notes_;

@@ -89,28 +89,40 @@ std::vector<std::string> sweep(FileSystem& files, const std::string& directory) 
   return notes;
 }
 
-void commit(FileSystem& files, const std::string& directory, const std::string& tmp, int64_t step, const std::string& id) {
-  const std::string final_path = join(directory, step_name(step));
-  if (files.is_directory(final_path)) {
-    files.rename(final_path, join(directory, step_name(step, "old", id)));
-    files.sync_directory(directory);
-  }
-  files.rename(join(directory, tmp), final_path);
-  files.sync_directory(directory);
+PendingStep::PendingStep(FileSystem& files, std::string directory, int64_t step, std::string id)
+    : files_(files),
+      directory_(std::move(directory)),
+      tmp_path_(join(directory_, step_name(step, "tmp", id))),
+      final_path_(join(directory_, step_name(step))),
+      old_path_(join(directory_, step_name(step, "old", id))) {}
+
+void PendingStep::create() {
+  files_.create_directory(tmp_path_);
+  created_ = true;
 }
 
-void withdraw(FileSystem& files, const std::string& directory, const std::string& tmp, int64_t step, const std::string& id) {
-  const std::string final_path = join(directory, step_name(step));
-  const std::string old_path = join(directory, step_name(step, "old", id));
-  const std::string tmp_path = join(directory, tmp);
+void PendingStep::commit() {
+  if (files_.is_directory(final_path_)) {
+    files_.rename(final_path_, old_path_);
+    old_moved_ = true;
+    files_.sync_directory(directory_);
+  }
+  files_.rename(tmp_path_, final_path_);
+  committed_ = true;
+  files_.sync_directory(directory_);
+}
+
+void PendingStep::withdraw() noexcept {
   try {
-    // A tmp folder that is gone was renamed: then step-N is the new one.
-    if (!files.is_directory(tmp_path) && files.is_directory(final_path)) files.rename(final_path, tmp_path);
-    if (files.is_directory(old_path)) files.rename(old_path, final_path);
-    files.remove_directory_and_files(tmp_path);
-    files.sync_directory(directory);
+    if (committed_) files_.rename(final_path_, tmp_path_);
+    committed_ = false;
+    if (old_moved_) files_.rename(old_path_, final_path_);
+    old_moved_ = false;
+    if (created_) files_.remove_directory_and_files(tmp_path_);
+    created_ = false;
+    files_.sync_directory(directory_);
   } catch (const std::exception&) {
-    // The next save's sweep goes on from here, and a load finds the old one under either name.
+    // A load meanwhile finds the former checkpoint under either of its names.
   }
 }
 

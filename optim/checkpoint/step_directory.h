@@ -43,11 +43,27 @@ std::vector<StepFolder> loadable_folders(FileSystem& files, const std::string& d
 // Throws only if the former fails; what could not be removed is told in the answer.
 std::vector<std::string> sweep(FileSystem& files, const std::string& directory);
 
-// Puts `tmp` in the place of step-N and syncs. After a failure call withdraw().
-void commit(FileSystem& files, const std::string& directory, const std::string& tmp, int64_t step, const std::string& id);
+// The folder of one save, from its making under a temporary name to its commit as step-N, or its undoing.
+class PendingStep {
+ public:
+  // Made on every rank; only rank 0 calls what changes things.
+  PendingStep(FileSystem& files, std::string directory, int64_t step, std::string id);
 
-// Undoes a commit that failed or did not verify, as far as it came: what was step-N before is step-N again. Never throws.
-void withdraw(FileSystem& files, const std::string& directory, const std::string& tmp, int64_t step, const std::string& id);
+  const std::string& tmp_path() const { return tmp_path_; }
+  const std::string& final_path() const { return final_path_; }
+
+  void create();
+  // Takes the place of step-N, which moves to its old name, and syncs. After a failure call withdraw().
+  void commit();
+  // Undoes as much as was done: what was step-N before is step-N again, and the new folder is gone. Never throws; what it
+  // cannot undo, the next save's sweep does.
+  void withdraw() noexcept;
+
+ private:
+  FileSystem& files_;
+  std::string directory_, tmp_path_, final_path_, old_path_;
+  bool created_ = false, old_moved_ = false, committed_ = false;
+};
 
 // After a verified commit of `step`: sets later steps aside, removes the replaced one and all but the newest `keep`.
 // Never throws: what did not work is told in the answer.
