@@ -71,6 +71,9 @@ void read_rows(const Rows<const T>& from, int64_t batch, int64_t head, int64_t f
   for (int64_t r = 0; r < rows; ++r) {
     const T* __restrict source = from.at(batch, head, first + r);
     C* __restrict row = to + r * padded;
+    // In a fused projection the next head's row follows; no hardware prefetcher sees such short runs coming.
+    for (int64_t byte = 0; byte < width * static_cast<int64_t>(sizeof(T)); byte += 64)
+      __builtin_prefetch(reinterpret_cast<const std::byte*>(source + width) + byte, 0, 2);
     for (int64_t i = 0; i < width; ++i) row[i] = static_cast<C>(source[i]) * factor;
     for (int64_t i = width; i < padded; ++i) row[i] = C(0);
     rotation.apply(row, first + r, false);

@@ -45,19 +45,31 @@ constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple -
 template <class C, int kRows, int kVectors, bool kTransposed>
 inline void micro_product(int64_t depth, const C* a, int64_t lda, const C* b, int64_t ldb, C* c, int64_t ldc, bool accumulate) {
   using V = Vector<C>;
+  // Fully unrolled, so that the sums are registers from the first zero to the last store.
   V sum[kRows][kVectors];
+#pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i)
-    for (int j = 0; j < kVectors; ++j) sum[i][j] = accumulate ? *reinterpret_cast<const V*>(c + i * ldc + j * kWidth<C>) : V{};
+#pragma GCC unroll 8
+    for (int j = 0; j < kVectors; ++j) sum[i][j] = V{};
   for (int64_t k = 0; k < depth; ++k) {
     V right[kVectors];
+#pragma GCC unroll 8
     for (int j = 0; j < kVectors; ++j) right[j] = *reinterpret_cast<const V*>(b + k * ldb + j * kWidth<C>);
+#pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
-      const V left = V{} + (kTransposed ? a[k * lda + i] : a[i * lda + k]);
+      // x - 0 is x: a plain broadcast, straight from memory.
+      const V left = (kTransposed ? a[k * lda + i] : a[i * lda + k]) - V{};
+#pragma GCC unroll 8
       for (int j = 0; j < kVectors; ++j) sum[i][j] += left * right[j];
     }
   }
+#pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i)
-    for (int j = 0; j < kVectors; ++j) *reinterpret_cast<V*>(c + i * ldc + j * kWidth<C>) = sum[i][j];
+#pragma GCC unroll 8
+    for (int j = 0; j < kVectors; ++j) {
+      V* to = reinterpret_cast<V*>(c + i * ldc + j * kWidth<C>);
+      *to = accumulate ? *to + sum[i][j] : sum[i][j];
+    }
 }
 
 template <class C, bool kTransposed, int kRows, int kVectors>

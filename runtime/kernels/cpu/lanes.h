@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
+#include <utility>
 
 #include "runtime/core/dtype.h"
 #include "runtime/kernels/math.h"
@@ -49,30 +51,45 @@ inline Lanes<compute_t<T>> load_lanes_partial(const T* p, int64_t count, compute
   return v;
 }
 
+// Combines the lanes pairwise: lane l with lane l + half, for halves 8, 4, 2, 1 (of 16).
+template <class C, size_t... kLane>
+[[gnu::always_inline]] inline C fold_lanes(Lanes<C> v, auto combine, std::index_sequence<kLane...>) {
+  using Index = std::conditional_t<sizeof(C) == 4, int32_t, int64_t>;
+  typedef Index Mask __attribute__((vector_size(64)));
+  const auto stage = [&](auto half) {
+    constexpr size_t kHalf = decltype(half)::value;
+    if constexpr (kHalf < sizeof...(kLane)) v = combine(v, __builtin_shuffle(v, Mask{static_cast<Index>((kLane + kHalf) % sizeof...(kLane))...}));
+  };
+  stage(std::integral_constant<size_t, 8>{});
+  stage(std::integral_constant<size_t, 4>{});
+  stage(std::integral_constant<size_t, 2>{});
+  stage(std::integral_constant<size_t, 1>{});
+  return v[0];
+}
 template <class C>
 inline C fold_sum(Lanes<C> v) {
-  C lane[kLanes<C>];
-  std::memcpy(lane, &v, sizeof v);
-  for (int64_t half = kLanes<C> / 2; half > 0; half /= 2)
-    for (int64_t l = 0; l < half; ++l) lane[l] += lane[l + half];
-  return lane[0];
+  return fold_lanes<C>(v, [](Lanes<C> a, Lanes<C> b) { return a + b; }, std::make_index_sequence<static_cast<size_t>(kLanes<C>)>{});
+}
+template <class C>
+inline C fold_max(Lanes<C> v) {
+  return fold_lanes<C>(v, [](Lanes<C> a, Lanes<C> b) { return a > b ? a : b; }, std::make_index_sequence<static_cast<size_t>(kLanes<C>)>{});
 }
 
 // Sum over i < n of f(x[i], y[i]); f works on lanes. Pass the same pointer twice for a function of one row.
 template <class T, class U, class F>
 [[gnu::always_inline]] inline compute_t<T> sum_lanes(const T* x, const U* y, int64_t n, F f) {
   using C = compute_t<T>;
-  constexpr int64_t kWidth = kLanes<C>;
+  constexpr int64_t kWide = kLanes<C>;
   Lanes<C> even{};
   Lanes<C> odd{};
   int64_t i = 0;
-  for (; i + 2 * kWidth <= n; i += 2 * kWidth) {
+  for (; i + 2 * kWide <= n; i += 2 * kWide) {
     even += f(load_lanes(x + i), load_lanes(y + i));
-    odd += f(load_lanes(x + i + kWidth), load_lanes(y + i + kWidth));
+    odd += f(load_lanes(x + i + kWide), load_lanes(y + i + kWide));
   }
-  if (i + kWidth <= n) {
+  if (i + kWide <= n) {
     even += f(load_lanes(x + i), load_lanes(y + i));
-    i += kWidth;
+    i += kWide;
   }
   if (i < n) {
     const Lanes<C> last = f(load_lanes_partial(x + i, n - i, C(0)), load_lanes_partial(y + i, n - i, C(0)));
@@ -90,31 +107,29 @@ inline compute_t<T> row_sum(const T* x, int64_t n) {
 template <class T>
 inline compute_t<T> row_max(const T* x, int64_t n) {
   using C = compute_t<T>;
-  constexpr int64_t kWidth = kLanes<C>;
+  constexpr int64_t kWide = kLanes<C>;
   constexpr C kLowest = -std::numeric_limits<C>::infinity();
   Lanes<C> even = Lanes<C>{} + kLowest;
   Lanes<C> odd = even;
   int64_t i = 0;
-  for (; i + 2 * kWidth <= n; i += 2 * kWidth) {
+  for (; i + 2 * kWide <= n; i += 2 * kWide) {
     const Lanes<C> a = load_lanes(x + i);
-    const Lanes<C> b = load_lanes(x + i + kWidth);
+    const Lanes<C> b = load_lanes(x + i + kWide);
     even = a > even ? a : even;
     odd = b > odd ? b : odd;
   }
-  for (; i < n; i += kWidth) {
-    const Lanes<C> a = i + kWidth <= n ? load_lanes(x + i) : load_lanes_partial(x + i, n - i, kLowest);
+  for (; i < n; i += kWide) {
+    const Lanes<C> a = i + kWide <= n ? load_lanes(x + i) : load_lanes_partial(x + i, n - i, kLowest);
     even = a > even ? a : even;
   }
-  even = odd > even ? odd : even;
-  C best = kLowest;
-  for (int64_t l = 0; l < kWidth; ++l) best = even[l] > best ? even[l] : best;
-  return best;
+  return fold_max<C>(odd > even ? odd : even);
 }
 
-// exp(x) for x <= 0 where what would be subnormal may become 0: masked entries (-inf) are common, and arithmetic on subnormal
-// numbers is a hundred times slower than on normal ones.
+// exp(x) for x <= 0 (up to a few units above) where what would be subnormal becomes 0: masked entries (-inf) are common, and
+// arithmetic on subnormal numbers is a hundred times slower than on normal ones. math::exp without the cases that cannot occur.
 RZ_MATH_FN float exp_flushed(float x) {
-  const float e = math::exp(x < -87.0f ? -87.0f : x);
+  const auto [r, n] = math::detail::reduce_ln2(x);
+  const float e = (math::detail::expm1_reduced(r) + 1.0f) * math::detail::power_of_two(n);
   return x < -87.0f ? 0.0f : e;
 }
 RZ_MATH_FN double exp_flushed(double x) { return x < -708.0 ? 0.0 : math::exp(x); }

@@ -80,11 +80,11 @@ struct Backward {
     C sum = 0;
     C dot = 0;
     // Both sums in one pass; lanes as in sum_lanes.
-    constexpr int64_t kWidth = kLanes<C>;
+    constexpr int64_t kWide = kLanes<C>;
     Lanes<C> sums{};
     Lanes<C> dots{};
     int64_t i = 0;
-    for (; i + kWidth <= width; i += kWidth) {
+    for (; i + kWide <= width; i += kWide) {
       const Lanes<C> h = load_lanes(grad + i) * load_lanes(weight + i);
       sums += h;
       dots += h * ((load_lanes(x + i) - mean) * rstd);
