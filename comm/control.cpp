@@ -9,7 +9,7 @@ namespace {
 template <size_t N>
 void copy_text(char (&to)[N], std::string_view from) {
   const size_t n = std::min(from.size(), N - 1);
-  std::memcpy(to, from.data(), n);
+  std::copy_n(from.data(), n, to);
   std::memset(to + n, 0, N - n);
 }
 
