@@ -13,7 +13,9 @@
 namespace rz::tools {
 namespace {
 
-[[noreturn]] void fail(const std::string& path, const char* what, int error) { throw Error(fmt::format("{}: {}: {}", path, what, std::strerror(error))); }
+[[noreturn]] void fail(const std::string& path, const char* what, int error) {
+  throw Error(fmt::format("{}: {}: {}", path, what, std::strerror(error)));
+}
 
 void sync_folder(const std::string& path) {
   const std::string folder = std::filesystem::path(path).parent_path().string();

@@ -34,19 +34,36 @@ void fill_message(pb::Message& message) {
     }
     if (is_set || is_arm) continue;
     switch (field->cpp_type()) {
-      case pb::FieldDescriptor::CPPTYPE_INT32: reflection.SetInt32(&message, field, field->default_value_int32()); break;
-      case pb::FieldDescriptor::CPPTYPE_INT64: reflection.SetInt64(&message, field, field->default_value_int64()); break;
-      case pb::FieldDescriptor::CPPTYPE_UINT32: reflection.SetUInt32(&message, field, field->default_value_uint32()); break;
-      case pb::FieldDescriptor::CPPTYPE_UINT64: reflection.SetUInt64(&message, field, field->default_value_uint64()); break;
-      case pb::FieldDescriptor::CPPTYPE_FLOAT: reflection.SetFloat(&message, field, field->default_value_float()); break;
-      case pb::FieldDescriptor::CPPTYPE_DOUBLE: reflection.SetDouble(&message, field, field->default_value_double()); break;
-      case pb::FieldDescriptor::CPPTYPE_BOOL: reflection.SetBool(&message, field, field->default_value_bool()); break;
-      case pb::FieldDescriptor::CPPTYPE_ENUM: reflection.SetEnum(&message, field, field->default_value_enum()); break;
+      case pb::FieldDescriptor::CPPTYPE_INT32:
+        reflection.SetInt32(&message, field, field->default_value_int32());
+        break;
+      case pb::FieldDescriptor::CPPTYPE_INT64:
+        reflection.SetInt64(&message, field, field->default_value_int64());
+        break;
+      case pb::FieldDescriptor::CPPTYPE_UINT32:
+        reflection.SetUInt32(&message, field, field->default_value_uint32());
+        break;
+      case pb::FieldDescriptor::CPPTYPE_UINT64:
+        reflection.SetUInt64(&message, field, field->default_value_uint64());
+        break;
+      case pb::FieldDescriptor::CPPTYPE_FLOAT:
+        reflection.SetFloat(&message, field, field->default_value_float());
+        break;
+      case pb::FieldDescriptor::CPPTYPE_DOUBLE:
+        reflection.SetDouble(&message, field, field->default_value_double());
+        break;
+      case pb::FieldDescriptor::CPPTYPE_BOOL:
+        reflection.SetBool(&message, field, field->default_value_bool());
+        break;
+      case pb::FieldDescriptor::CPPTYPE_ENUM:
+        reflection.SetEnum(&message, field, field->default_value_enum());
+        break;
       case pb::FieldDescriptor::CPPTYPE_STRING:
         // A path or name without a default is required or derived, not empty.
         if (field->has_default_value()) reflection.SetString(&message, field, field->default_value_string());
         break;
-      case pb::FieldDescriptor::CPPTYPE_MESSAGE: break;
+      case pb::FieldDescriptor::CPPTYPE_MESSAGE:
+        break;
     }
   }
 }
@@ -71,7 +88,8 @@ ringzero::Job parse_job(std::string_view text, const std::string& file, const st
 
 ringzero::Job load_job(const std::string& path, const std::vector<std::string>& overrides) {
   const models::InputFile file(path);
-  RZ_CONFIG_CHECK(file.size_bytes() <= static_cast<int64_t>(kMaxJobBytes), "{}: {} bytes; a job file may have {}", path, file.size_bytes(), kMaxJobBytes);
+  RZ_CONFIG_CHECK(file.size_bytes() <= static_cast<int64_t>(kMaxJobBytes), "{}: {} bytes; a job file may have {}", path, file.size_bytes(),
+                  kMaxJobBytes);
   std::string text(static_cast<size_t>(file.size_bytes()), '\0');
   file.read_at(0, std::as_writable_bytes(std::span(text)));
   return parse_job(text, path, overrides);

@@ -86,7 +86,9 @@ std::vector<std::string> FieldContext::path() const {
   return path;
 }
 
-std::string JobOrigins::in_file(TextPosition position) const { return fmt::format("{}:{}:{}", file_, position.line + 1, position.column + 1); }
+std::string JobOrigins::in_file(TextPosition position) const {
+  return fmt::format("{}:{}:{}", file_, position.line + 1, position.column + 1);
+}
 
 void JobOrigins::record(const pb::Message& message, const pb::TextFormat::ParseInfoTree& tree) { record(message, tree, ""); }
 
@@ -98,7 +100,8 @@ void JobOrigins::record(const pb::Message& message, const pb::TextFormat::ParseI
     const std::string path = prefix + field->name();
     if (place.line >= 0) places_[path] = in_file({place.line, place.column});
     if (field->is_repeated() || field->cpp_type() != pb::FieldDescriptor::CPPTYPE_MESSAGE) continue;
-    if (const auto* nested = tree.GetTreeForNested(field, -1)) record(message.GetReflection()->GetMessage(message, field), *nested, path + ".");
+    if (const auto* nested = tree.GetTreeForNested(field, -1))
+      record(message.GetReflection()->GetMessage(message, field), *nested, path + ".");
   }
 }
 

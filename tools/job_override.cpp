@@ -40,12 +40,18 @@ bool set_field(pb::Message& message, const pb::FieldDescriptor& field, const std
     return true;
   };
   switch (field.cpp_type()) {
-    case pb::FieldDescriptor::CPPTYPE_INT32: return set_number(&pb::Reflection::SetInt32);
-    case pb::FieldDescriptor::CPPTYPE_INT64: return set_number(&pb::Reflection::SetInt64);
-    case pb::FieldDescriptor::CPPTYPE_UINT32: return set_number(&pb::Reflection::SetUInt32);
-    case pb::FieldDescriptor::CPPTYPE_UINT64: return set_number(&pb::Reflection::SetUInt64);
-    case pb::FieldDescriptor::CPPTYPE_FLOAT: return set_number(&pb::Reflection::SetFloat);
-    case pb::FieldDescriptor::CPPTYPE_DOUBLE: return set_number(&pb::Reflection::SetDouble);
+    case pb::FieldDescriptor::CPPTYPE_INT32:
+      return set_number(&pb::Reflection::SetInt32);
+    case pb::FieldDescriptor::CPPTYPE_INT64:
+      return set_number(&pb::Reflection::SetInt64);
+    case pb::FieldDescriptor::CPPTYPE_UINT32:
+      return set_number(&pb::Reflection::SetUInt32);
+    case pb::FieldDescriptor::CPPTYPE_UINT64:
+      return set_number(&pb::Reflection::SetUInt64);
+    case pb::FieldDescriptor::CPPTYPE_FLOAT:
+      return set_number(&pb::Reflection::SetFloat);
+    case pb::FieldDescriptor::CPPTYPE_DOUBLE:
+      return set_number(&pb::Reflection::SetDouble);
     case pb::FieldDescriptor::CPPTYPE_BOOL:
       if (value != "true" && value != "false") return false;
       reflection.SetBool(&message, &field, value == "true");
@@ -55,7 +61,9 @@ bool set_field(pb::Message& message, const pb::FieldDescriptor& field, const std
       if (found != nullptr) reflection.SetEnum(&message, &field, found);
       return found != nullptr;
     }
-    case pb::FieldDescriptor::CPPTYPE_STRING: reflection.SetString(&message, &field, value); return true;
+    case pb::FieldDescriptor::CPPTYPE_STRING:
+      reflection.SetString(&message, &field, value);
+      return true;
     case pb::FieldDescriptor::CPPTYPE_MESSAGE: {
       if (value.size() < 2 || value.front() != '{' || value.back() != '}') return false;
       pb::Message* nested = reflection.MutableMessage(&message, &field);
@@ -83,7 +91,8 @@ void apply_override(ringzero::Job& job, const std::string& text, JobOrigins& ori
     const size_t dot = path.find('.', begin);
     const std::string word = path.substr(begin, dot - begin);
     const pb::FieldDescriptor* field = message->GetDescriptor()->FindFieldByName(word);
-    RZ_CONFIG_CHECK(field != nullptr, "{}: {} has no field '{}'; valid: {}", where, walked, escaped(word, 60), list_fields(*message->GetDescriptor(), word));
+    RZ_CONFIG_CHECK(field != nullptr, "{}: {} has no field '{}'; valid: {}", where, walked, escaped(word, 60),
+                    list_fields(*message->GetDescriptor(), word));
     RZ_CONFIG_CHECK(!field->is_repeated(), "{}: {} is a list and cannot be set here", where, word);
     if (dot == std::string::npos) {
       bool fits = false;
@@ -93,7 +102,8 @@ void apply_override(ringzero::Job& job, const std::string& text, JobOrigins& ori
         throw ConfigError(fmt::format("{}: {}", where, error.what()));
       }
       const bool is_text = field->cpp_type() == pb::FieldDescriptor::CPPTYPE_STRING;
-      RZ_CONFIG_CHECK(fits, "{}: '{}' does not fit {}; valid: {}", where, escaped(value, 60), path, is_text ? "text" : describe_values(*field));
+      RZ_CONFIG_CHECK(fits, "{}: '{}' does not fit {}; valid: {}", where, escaped(value, 60), path,
+                      is_text ? "text" : describe_values(*field));
       break;
     }
     RZ_CONFIG_CHECK(field->cpp_type() == pb::FieldDescriptor::CPPTYPE_MESSAGE, "{}: {} has no fields of its own; valid: {}", where, word,

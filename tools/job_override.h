@@ -1,6 +1,7 @@
 // `--set path.to.field=value`: one value of a job changed by name, through reflection.
 //
-// Any field of the schema can be set; nothing is registered here. Ranges are the business of job_validation.h. Thread-safe for different jobs.
+// Any field of the schema can be set; nothing is registered here. Ranges are the business of job_validation.h. Thread-safe for different
+// jobs.
 #pragma once
 
 #include <string>

@@ -58,11 +58,11 @@ size_t rewind_to(std::string_view text, size_t offset, std::string_view word) {
 
 // The parser's complaint in this program's words, with the choices that the schema leaves. `offset` moves to the culprit.
 std::string explain(std::string_view text, const std::string& said, size_t& offset) {
-  static const std::regex unknown_field("Message type \"[^\"]*\" has no field named \"([^\"]*)\"\\.");
-  static const std::regex unknown_value("Unknown enumeration value of \"([^\"]*)\" for field \"[^\"]*\"\\.");
-  static const std::regex bad_bool("Invalid value for boolean field \"[^\"]*\"\\. Value: \"([^\"]*)\"\\.");
-  static const std::regex twice("Non-repeated field \"([^\"]*)\" is specified multiple times\\.");
-  static const std::regex two_arms("Field \"([^\"]*)\" is specified along with field \"([^\"]*)\", another member of oneof \"([^\"]*)\"\\.");
+  static const std::regex unknown_field(R"re(Message type "[^"]*" has no field named "([^"]*)"\.)re");
+  static const std::regex unknown_value(R"re(Unknown enumeration value of "([^"]*)" for field "[^"]*"\.)re");
+  static const std::regex bad_bool(R"re(Invalid value for boolean field "[^"]*"\. Value: "([^"]*)"\.)re");
+  static const std::regex twice(R"re(Non-repeated field "([^"]*)" is specified multiple times\.)re");
+  static const std::regex two_arms(R"re(Field "([^"]*)" is specified along with field "([^"]*)", another member of oneof "([^"]*)"\.)re");
 
   const auto path_to = [&](const std::string& field) {  // the path of `field`, whose name stands at `offset`
     offset = rewind_to(text, offset, field);
@@ -84,7 +84,8 @@ std::string explain(std::string_view text, const std::string& said, size_t& offs
     offset = rewind_to(text, offset, match.str(1));
     const auto path = field_context(text, offset).path();
     const auto* field = find_field(path);
-    return fmt::format("{}: unknown value {}{}", join_path(path), match.str(1).substr(0, 60), field == nullptr ? "" : "; valid: " + describe_values(*field));
+    return fmt::format("{}: unknown value {}{}", join_path(path), match.str(1).substr(0, 60),
+                       field == nullptr ? "" : "; valid: " + describe_values(*field));
   }
   if (std::regex_match(said, match, twice)) return fmt::format("{} is given twice", join_path(path_to(match.str(1))));
   if (std::regex_match(said, match, two_arms)) {

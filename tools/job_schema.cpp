@@ -69,15 +69,22 @@ std::string list_values(const pb::EnumDescriptor& values) {
 std::string describe_values(const pb::FieldDescriptor& field) {
   switch (field.cpp_type()) {
     case pb::FieldDescriptor::CPPTYPE_INT32:
-    case pb::FieldDescriptor::CPPTYPE_INT64: return "an integer";
+    case pb::FieldDescriptor::CPPTYPE_INT64:
+      return "an integer";
     case pb::FieldDescriptor::CPPTYPE_UINT32:
-    case pb::FieldDescriptor::CPPTYPE_UINT64: return "an integer, 0 or more";
+    case pb::FieldDescriptor::CPPTYPE_UINT64:
+      return "an integer, 0 or more";
     case pb::FieldDescriptor::CPPTYPE_DOUBLE:
-    case pb::FieldDescriptor::CPPTYPE_FLOAT: return "a number";
-    case pb::FieldDescriptor::CPPTYPE_BOOL: return "true or false";
-    case pb::FieldDescriptor::CPPTYPE_ENUM: return "one of " + list_values(*field.enum_type());
-    case pb::FieldDescriptor::CPPTYPE_STRING: return "text in quotes";
-    case pb::FieldDescriptor::CPPTYPE_MESSAGE: return "{...} with the fields " + list_fields(*field.message_type());
+    case pb::FieldDescriptor::CPPTYPE_FLOAT:
+      return "a number";
+    case pb::FieldDescriptor::CPPTYPE_BOOL:
+      return "true or false";
+    case pb::FieldDescriptor::CPPTYPE_ENUM:
+      return "one of " + list_values(*field.enum_type());
+    case pb::FieldDescriptor::CPPTYPE_STRING:
+      return "text in quotes";
+    case pb::FieldDescriptor::CPPTYPE_MESSAGE:
+      return "{...} with the fields " + list_fields(*field.message_type());
   }
   return "?";
 }

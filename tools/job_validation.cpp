@@ -62,7 +62,8 @@ class Validator {
   }
   // The same for two fields that contradict each other: at the place of `path`, or of `other` when only that one was set.
   template <class... Args>
-  void require_match(bool condition, const std::string& path, const std::string& other, fmt::format_string<Args...> format, Args&&... args) const {
+  void require_match(bool condition, const std::string& path, const std::string& other, fmt::format_string<Args...> format,
+                     Args&&... args) const {
     if (condition) return;
     const std::string& culprit = !origins_.is_set(path) && origins_.is_set(other) ? other : path;
     throw ConfigError(fmt::format("{}: {} {}", origins_.where(culprit), path, fmt::format(format, std::forward<Args>(args)...)));
@@ -81,7 +82,8 @@ class Validator {
     const auto& unknown = reflection.GetUnknownFields(message);
     for (int i = 0; i < unknown.field_count(); ++i) {
       const auto* field = message.GetDescriptor()->FindFieldByNumber(unknown.field(i).number());
-      require(false, field == nullptr ? prefix : prefix + field->name(), "has an unknown value{}", field == nullptr ? "" : "; valid: " + describe_values(*field));
+      require(false, field == nullptr ? prefix : prefix + field->name(), "has an unknown value{}",
+              field == nullptr ? "" : "; valid: " + describe_values(*field));
     }
     std::vector<const pb::FieldDescriptor*> fields;
     reflection.ListFields(message, &fields);
@@ -120,7 +122,8 @@ class Validator {
     within("transformer.layers", t.layers(), 1, 1'000'000);
     within("transformer.width", t.width(), 1, kMaxWidth);
     within("transformer.heads", t.heads(), 1, kMaxWidth);
-    require_match(t.width() % t.heads() == 0, "transformer.width", "transformer.heads", "is {}, not a multiple of transformer.heads, {}", t.width(), t.heads());
+    require_match(t.width() % t.heads() == 0, "transformer.width", "transformer.heads", "is {}, not a multiple of transformer.heads, {}",
+                  t.width(), t.heads());
     within("transformer.kv_heads", t.kv_heads(), 0, kMaxWidth);
     require_match(t.kv_heads() == 0 || t.heads() % t.kv_heads() == 0, "transformer.kv_heads", "transformer.heads",
                   "is {}, not a divisor of transformer.heads, {}", t.kv_heads(), t.heads());
@@ -142,8 +145,8 @@ class Validator {
     within("tokens.vocabulary", d.vocabulary(), 1, 65536);
     if (!job_.has_transformer()) return;
     const int64_t model = job_.transformer().vocabulary();
-    require_match(model == 0 || model >= d.vocabulary(), "transformer.vocabulary", "tokens.vocabulary", "is {}, fewer than the {} of tokens.vocabulary; valid: 0 or at least that",
-            model, d.vocabulary());
+    require_match(model == 0 || model >= d.vocabulary(), "transformer.vocabulary", "tokens.vocabulary",
+                  "is {}, fewer than the {} of tokens.vocabulary; valid: 0 or at least that", model, d.vocabulary());
   }
 
   void training() const {
@@ -151,7 +154,8 @@ class Validator {
     within("training.steps", t.steps(), 1, kMaxSteps);
     within("training.batch", t.batch(), 1, kMaxCount);
     within("training.accumulate", t.accumulate(), 1, kMaxCount);
-    require_match(t.accumulate() <= t.batch(), "training.accumulate", "training.batch", "is {}, more micro-batches than training.batch has sequences, {}", t.accumulate(), t.batch());
+    require_match(t.accumulate() <= t.batch(), "training.accumulate", "training.batch",
+                  "is {}, more micro-batches than training.batch has sequences, {}", t.accumulate(), t.batch());
     within("training.threads", t.threads(), 0, 1024);
     within("training.evaluate_every", t.evaluate_every(), 0, kMaxSteps);
     within("training.evaluate_sequences", t.evaluate_sequences(), 0, kMaxCount);

@@ -64,7 +64,8 @@ std::vector<double> column_means(std::span<const CurvePoint> points, int columns
   const double span = std::max(1.0, static_cast<double>(points.back().step) - first);
   for (const auto& point : points) {
     if (!std::isfinite(point.value)) continue;
-    const auto column = static_cast<size_t>(std::clamp((static_cast<double>(point.step) - first) / span * (columns - 1), 0.0, columns - 1.0));
+    const auto column =
+        static_cast<size_t>(std::clamp((static_cast<double>(point.step) - first) / span * (columns - 1), 0.0, columns - 1.0));
     sums[column] += point.value;
     ++counts[column];
   }
@@ -75,7 +76,9 @@ std::vector<double> column_means(std::span<const CurvePoint> points, int columns
 // Marks the curve: neighbouring means are joined, so that a steep fall stays a line.
 void plot(Canvas& canvas, const std::vector<double>& means, double low, double high) {
   const int top = canvas.dots_high() - 1;
-  const auto height_of = [&](double value) { return high > low ? static_cast<int>(std::lround((high - value) / (high - low) * top)) : top / 2; };
+  const auto height_of = [&](double value) {
+    return high > low ? static_cast<int>(std::lround((high - value) / (high - low) * top)) : top / 2;
+  };
   int previous_x = -1;
   int previous_y = 0;
   for (int x = 0; x < canvas.dots_wide(); ++x) {
@@ -123,7 +126,8 @@ std::string draw_curve(std::span<const CurvePoint> points, const std::string& ti
   out += fmt::format("{:>{}} {}", "", margin, style.utf8 ? "└" : "+");
   for (int x = 0; x < columns; ++x) out += style.utf8 ? "─" : "-";
   const std::string last = fmt::format("{}", points.back().step);
-  out += fmt::format("\n{:>{}} {:<{}}{}\n", "", margin + 1, points.front().step, std::max<int>(columns - static_cast<int>(last.size()), 1), last);
+  out += fmt::format("\n{:>{}} {:<{}}{}\n", "", margin + 1, points.front().step, std::max<int>(columns - static_cast<int>(last.size()), 1),
+                     last);
   const auto lost = std::count_if(points.begin(), points.end(), [](const CurvePoint& p) { return !std::isfinite(p.value); });
   if (lost > 0) out += fmt::format("{} of {} values are not finite and not drawn\n", lost, points.size());
   return out;

@@ -11,10 +11,10 @@
 namespace rz::tools {
 namespace {
 
-constexpr double kRedrawSeconds = 0.1;   // on a terminal, at most this often
-constexpr double kSilentSeconds = 30;    // elsewhere, a line at least this often,
-constexpr int64_t kLines = 20;           // and at every twentieth of the run
-constexpr double kPlainSeconds = 1;      // but not more often than this
+constexpr double kRedrawSeconds = 0.1;  // on a terminal, at most this often
+constexpr double kSilentSeconds = 30;   // elsewhere, a line at least this often,
+constexpr int64_t kLines = 20;          // and at every twentieth of the run
+constexpr double kPlainSeconds = 1;     // but not more often than this
 constexpr size_t kRecentSteps = 50;
 constexpr size_t kBarColumns = 30;
 
@@ -76,9 +76,11 @@ std::string Progress::status(int64_t step, double loss) const {
 
 std::string Progress::bar(int64_t step, const std::string& status) const {
   const auto columns = static_cast<size_t>(style_.columns) - 1;  // the last column would wrap
-  const double share = last_step_ > first_step_ ? static_cast<double>(step - first_step_) / static_cast<double>(last_step_ - first_step_) : 1.0;
+  const double share =
+      last_step_ > first_step_ ? static_cast<double>(step - first_step_) / static_cast<double>(last_step_ - first_step_) : 1.0;
   const std::string percent = fmt::format("{:3.0f}% ", std::floor(share * 100));
-  const size_t room = columns > percent.size() + status.size() + 3 ? std::min(kBarColumns, columns - percent.size() - status.size() - 3) : 0;
+  const size_t room =
+      columns > percent.size() + status.size() + 3 ? std::min(kBarColumns, columns - percent.size() - status.size() - 3) : 0;
   std::string out = percent;
   if (room >= 5) {
     const auto full = static_cast<size_t>(share * static_cast<double>(room));
@@ -100,7 +102,8 @@ void Progress::step(int64_t step, double loss, int64_t tokens) {
     write_("\r" + shown_ + "\x1b[K");
   } else {
     const int64_t total = std::max<int64_t>(last_step_ - first_step_, 1);
-    const auto part = static_cast<int64_t>(static_cast<double>(step - first_step_) / static_cast<double>(total) * static_cast<double>(kLines));
+    const auto part =
+        static_cast<int64_t>(static_cast<double>(step - first_step_) / static_cast<double>(total) * static_cast<double>(kLines));
     const bool due = (part != last_part_ && now - last_output_ >= kPlainSeconds) || now - last_output_ >= kSilentSeconds;
     if (!edge && !due) return;
     last_part_ = part;

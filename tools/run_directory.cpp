@@ -39,7 +39,8 @@ class MadeFolders {
       made_.push_back(path);
     } else {
       // Made by someone else meanwhile is as good.
-      RZ_CONFIG_CHECK(!error && fs::is_directory(path), "the run directory {} cannot be made: {}", path.string(), error ? error.message() : "not a folder");
+      RZ_CONFIG_CHECK(!error && fs::is_directory(path), "the run directory {} cannot be made: {}", path.string(),
+                      error ? error.message() : "not a folder");
     }
   }
   void keep() { made_.clear(); }
@@ -48,7 +49,9 @@ class MadeFolders {
   std::vector<fs::path> made_;
 };
 
-std::string to_text(const ordered_json& value, int indent) { return value.dump(indent, ' ', false, ordered_json::error_handler_t::replace); }
+std::string to_text(const ordered_json& value, int indent) {
+  return value.dump(indent, ' ', false, ordered_json::error_handler_t::replace);
+}
 
 bool holds_checkpoint(const std::string& path) {
   std::error_code error;
@@ -63,7 +66,8 @@ RunDirectory RunDirectory::create(const std::string& path, const std::string& jo
   RunDirectory run(path);
   std::error_code error;
   const bool has_metrics = fs::exists(run.metrics_path(), error) && fs::file_size(run.metrics_path(), error) > 0;
-  RZ_CONFIG_CHECK(!has_metrics && !holds_checkpoint(path), "{} holds a run ({}): go on with it by --resume, or choose another folder with --out", path,
+  RZ_CONFIG_CHECK(!has_metrics && !holds_checkpoint(path),
+                  "{} holds a run ({}): go on with it by --resume, or choose another folder with --out", path,
                   has_metrics ? "metrics.jsonl" : "checkpoint");
   const bool had_job = fs::exists(run.job_path(), error);
   MadeFolders folders;
@@ -120,7 +124,8 @@ void RunDirectory::drop_metrics_after(int64_t step) const {
     const bool torn = in.eof();  // the last line lacks its end: the writer died within it
     const auto value = torn ? ordered_json() : ordered_json::parse(line, nullptr, false);
     const bool good = value.is_object() && value.contains("step") && value["step"].is_number_integer();
-    RZ_CONFIG_CHECK(good || torn, "{}:{}: is not an object with an integer \"step\"; the run's metrics are damaged", metrics_path(), number);
+    RZ_CONFIG_CHECK(good || torn, "{}:{}: is not an object with an integer \"step\"; the run's metrics are damaged", metrics_path(),
+                    number);
     if (good && value["step"].get<int64_t>() <= step) {
       kept += line;
       kept += '\n';

@@ -49,7 +49,8 @@ TerminalStyle detect_terminal() {
   if (output < 0) return style;
   style.is_terminal = ::isatty(output) == 1 && variable("TERM") != "dumb";
   winsize size{};
-  if (style.is_terminal && ::ioctl(output, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) style.columns = std::clamp<int>(size.ws_col, 20, 500);
+  if (style.is_terminal && ::ioctl(output, TIOCGWINSZ, &size) == 0 && size.ws_col > 0)
+    style.columns = std::clamp<int>(size.ws_col, 20, 500);
   ::close(output);
   return style;
 }

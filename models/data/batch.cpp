@@ -28,7 +28,8 @@ TokenBatch cut_windows(const Tokens& tokens, int64_t count, int64_t context, Sta
 
 }  // namespace
 
-TokenBatch make_train_batch(const TokenDataset& dataset, uint64_t seed, int64_t step, int64_t first_sample, int64_t count, int64_t context) {
+TokenBatch make_train_batch(const TokenDataset& dataset, uint64_t seed, int64_t step, int64_t first_sample, int64_t count,
+                            int64_t context) {
   dataset.check_context(context, Split::train);
   RZ_CHECK(step >= 0 && first_sample >= 0 && count >= 0, "step {}, first sample {}, {} samples", step, first_sample, count);
   const Tokens& tokens = dataset.tokens(Split::train);
@@ -47,8 +48,8 @@ int64_t validation_windows(const TokenDataset& dataset, int64_t context) {
 
 TokenBatch make_validation_batch(const TokenDataset& dataset, int64_t first_window, int64_t count, int64_t context) {
   const int64_t windows = validation_windows(dataset, context);
-  RZ_CHECK(first_window >= 0 && count >= 0 && first_window <= windows && count <= windows - first_window, "windows [{}, {} + {}) asked of {}",
-           first_window, first_window, count, windows);
+  RZ_CHECK(first_window >= 0 && count >= 0 && first_window <= windows && count <= windows - first_window,
+           "windows [{}, {} + {}) asked of {}", first_window, first_window, count, windows);
   return cut_windows(dataset.tokens(Split::validation), count, context, [&](int64_t b) { return (first_window + b) * context; });
 }
 

@@ -16,7 +16,7 @@ InputFile::InputFile(std::string path) : path_(std::move(path)) {
   // O_NONBLOCK: opening a named pipe must not wait for a writer; it is refused below.
   descriptor_ = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   RZ_CONFIG_CHECK(descriptor_ >= 0, "{}: cannot be opened: {}", path_, std::strerror(errno));
-  struct stat status{};
+  struct stat status {};
   const bool known = ::fstat(descriptor_, &status) == 0;
   if (!known || !S_ISREG(status.st_mode)) {
     const int error = errno;

@@ -1,6 +1,5 @@
 // Text files, and the King James Bible as the program `bible` prints it.
 #include <fcntl.h>
-#include <signal.h>
 #include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -8,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <csignal>
 #include <cstring>
 #include <string>
 #include <string_view>
@@ -15,8 +15,6 @@
 #include "models/data/file.h"
 #include "models/data/load.h"
 #include "runtime/core/error.h"
-
-extern char** environ;
 
 namespace rz::models {
 namespace {
@@ -44,7 +42,8 @@ std::string run_bible(const std::string& program) {
   ::close(ends[1]);
   if (error != 0) {
     ::close(ends[0]);
-    throw ConfigError(fmt::format("the program '{}', which prints the King James Bible, cannot be started ({}): {}", program, std::strerror(error), kInstall));
+    throw ConfigError(fmt::format("the program '{}', which prints the King James Bible, cannot be started ({}): {}", program,
+                                  std::strerror(error), kInstall));
   }
 
   std::string output;
@@ -64,7 +63,8 @@ std::string run_bible(const std::string& program) {
   while (waited < 0 && errno == EINTR);
   // ECHILD: this process lets the system reap its children; then the text itself is the only witness, and it is checked.
   const bool failed = waited == child && status != 0 && !endless;
-  RZ_CONFIG_CHECK(!failed, "the program '{}' failed (status {:#x}) instead of printing the King James Bible: {}", program, status, kInstall);
+  RZ_CONFIG_CHECK(!failed, "the program '{}' failed (status {:#x}) instead of printing the King James Bible: {}", program, status,
+                  kInstall);
   return output;
 }
 
@@ -93,8 +93,8 @@ TokenDataset load_king_james_bible(double validation_fraction, const std::string
     ++verses;
   }
   RZ_CONFIG_CHECK(verses == kVerses && text.size() == kBibleBytes,
-                  "the program '{}' printed {} lines, {} bytes without references, not the King James Bible's {} verses, {} bytes: {}", program, verses,
-                  text.size(), kVerses, kBibleBytes, kInstall);
+                  "the program '{}' printed {} lines, {} bytes without references, not the King James Bible's {} verses, {} bytes: {}",
+                  program, verses, text.size(), kVerses, kBibleBytes, kInstall);
   return TokenDataset::of_text(text, validation_fraction, "the King James Bible");
 }
 

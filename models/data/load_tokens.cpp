@@ -19,9 +19,11 @@ constexpr int64_t kTokenBytes = 2;
 }  // namespace
 
 Tokens read_token_file(const std::string& path, int64_t vocabulary) {
-  RZ_CONFIG_CHECK(vocabulary >= 1 && vocabulary <= 65536, "{}: a vocabulary of {} does not fit 16-bit tokens (1 to 65536)", path, vocabulary);
+  RZ_CONFIG_CHECK(vocabulary >= 1 && vocabulary <= 65536, "{}: a vocabulary of {} does not fit 16-bit tokens (1 to 65536)", path,
+                  vocabulary);
   const InputFile file(path);
-  RZ_CONFIG_CHECK(file.size_bytes() >= kHeaderBytes, "{}: truncated: {} bytes, but the header alone has {}", path, file.size_bytes(), kHeaderBytes);
+  RZ_CONFIG_CHECK(file.size_bytes() >= kHeaderBytes, "{}: truncated: {} bytes, but the header alone has {}", path, file.size_bytes(),
+                  kHeaderBytes);
   std::array<int32_t, 256> header{};
   file.read_at(0, std::as_writable_bytes(std::span(header)));
   RZ_CONFIG_CHECK(header[0] == kMagic, "{}: not an llm.c token file: magic number {}, expected {}", path, header[0], kMagic);
@@ -31,14 +33,15 @@ Tokens read_token_file(const std::string& path, int64_t vocabulary) {
   RZ_CONFIG_CHECK(count >= 0, "{}: token count {} is negative", path, count);
   RZ_CONFIG_CHECK(count <= body_bytes / kTokenBytes, "{}: truncated: the header promises {} tokens, the file holds {}", path, count,
                   body_bytes / kTokenBytes);
-  RZ_CONFIG_CHECK(count * kTokenBytes == body_bytes, "{}: {} bytes follow the {} tokens that the header promises", path, body_bytes - count * kTokenBytes,
-                  count);
+  RZ_CONFIG_CHECK(count * kTokenBytes == body_bytes, "{}: {} bytes follow the {} tokens that the header promises", path,
+                  body_bytes - count * kTokenBytes, count);
   RZ_CONFIG_CHECK(count >= 2, "{}: {} tokens: at least 2 are needed", path, count);
 
   Tokens tokens(count, static_cast<int>(kTokenBytes), path);
   file.read_at(kHeaderBytes, {tokens.data(), static_cast<size_t>(body_bytes)});
   for (int64_t i = 0; i < count; ++i) {
-    RZ_CONFIG_CHECK(tokens[i] < vocabulary, "{}: token {} at position {} is not below the vocabulary of {}", path, tokens[i], i, vocabulary);
+    RZ_CONFIG_CHECK(tokens[i] < vocabulary, "{}: token {} at position {} is not below the vocabulary of {}", path, tokens[i], i,
+                    vocabulary);
   }
   return tokens;
 }

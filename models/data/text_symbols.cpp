@@ -28,8 +28,9 @@ TextSymbols TextSymbols::of_bytes(std::string_view bytes) {
   TextSymbols symbols;
   for (size_t i = 0; i < bytes.size(); ++i) {
     const auto byte = static_cast<unsigned char>(bytes[i]);
-    RZ_CONFIG_CHECK(i == 0 || static_cast<unsigned char>(bytes[i - 1]) < byte, "the bytes of an alphabet must ascend, but {} follows {} at position {}",
-                    printable(bytes[i]), printable(bytes[i - 1]), i);
+    RZ_CONFIG_CHECK(i == 0 || static_cast<unsigned char>(bytes[i - 1]) < byte,
+                    "the bytes of an alphabet must ascend, but {} follows {} at position {}", printable(bytes[i]), printable(bytes[i - 1]),
+                    i);
     symbols.symbol_of_[byte] = static_cast<int16_t>(i);
   }
   symbols.bytes_ = bytes;
@@ -40,8 +41,8 @@ std::vector<int32_t> TextSymbols::encode(std::string_view text) const {
   std::vector<int32_t> out(text.size());
   for (size_t i = 0; i < text.size(); ++i) {
     out[i] = symbol_of(text[i]);
-    RZ_CONFIG_CHECK(out[i] >= 0, "the byte {} at position {} does not occur in the training text, which has {} different bytes", printable(text[i]), i,
-                    size());
+    RZ_CONFIG_CHECK(out[i] >= 0, "the byte {} at position {} does not occur in the training text, which has {} different bytes",
+                    printable(text[i]), i, size());
   }
   return out;
 }

@@ -28,8 +28,8 @@ TokenDataset TokenDataset::of_text(std::string_view text, double validation_frac
   RZ_CONFIG_CHECK(validation_fraction > 0 && validation_fraction < 1, "validation fraction {} is not between 0 and 1", validation_fraction);
   const auto total = static_cast<int64_t>(text.size());
   const auto held_out = static_cast<int64_t>(std::llround(static_cast<double>(total) * validation_fraction));
-  RZ_CONFIG_CHECK(held_out >= 2 && total - held_out >= 2, "{} has {} bytes: too few to hold out a fraction of {} for validation", source, total,
-                  validation_fraction);
+  RZ_CONFIG_CHECK(held_out >= 2 && total - held_out >= 2, "{} has {} bytes: too few to hold out a fraction of {} for validation", source,
+                  total, validation_fraction);
   TokenDataset dataset;
   // One alphabet for both parts: validation must not meet a symbol that the model does not have.
   dataset.symbols_ = TextSymbols::of_text(text);
@@ -67,8 +67,8 @@ std::string TokenDataset::decode(std::span<const int32_t> tokens) const {
 void TokenDataset::check_context(int64_t context, Split split) const {
   RZ_CHECK(context >= 1, "a context of {} tokens", context);
   const int64_t count = tokens(split).size();
-  RZ_CONFIG_CHECK(count > context, "the context of {} tokens is longer than the {} part of {}, {} tokens: it may be at most {}", context, name(split),
-                  source_, count, count - 1);
+  RZ_CONFIG_CHECK(count > context, "the context of {} tokens is longer than the {} part of {}, {} tokens: it may be at most {}", context,
+                  name(split), source_, count, count - 1);
 }
 
 void TokenDataset::check_context(int64_t context) const {
@@ -81,7 +81,8 @@ uint64_t TokenDataset::digest() const {
     const auto bytes = tokens.bytes();
     return stable_hash({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
   };
-  return stable_hash(fmt::format("{} {:x} {:x} {} {}", vocabulary_, hash_of(train_), hash_of(validation_), train_.size(), train_.token_bytes()));
+  return stable_hash(
+      fmt::format("{} {:x} {:x} {} {}", vocabulary_, hash_of(train_), hash_of(validation_), train_.size(), train_.token_bytes()));
 }
 
 }  // namespace rz::models

@@ -29,7 +29,8 @@ using ::testing::HasSubstr;
 class DataTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    folder_ = fs::temp_directory_path() / fmt::format("rz_data_test_{}_{}", ::getpid(), ::testing::UnitTest::GetInstance()->current_test_info()->name());
+    folder_ = fs::temp_directory_path() /
+              fmt::format("rz_data_test_{}_{}", ::getpid(), ::testing::UnitTest::GetInstance()->current_test_info()->name());
     fs::create_directories(folder_);
     before_bytes_ = RankContext::current()->memory().current_bytes();
   }
@@ -46,8 +47,9 @@ class DataTest : public ::testing::Test {
   }
 
   // An llm.c token file; `mend` may damage the header.
-  std::string write_tokens(const std::string& file, const std::vector<uint16_t>& tokens,
-                           const std::function<void(std::array<int32_t, 256>&)>& damage = [](auto&) {}, std::string_view tail = "") const {
+  std::string write_tokens(
+      const std::string& file, const std::vector<uint16_t>& tokens,
+      const std::function<void(std::array<int32_t, 256>&)>& damage = [](auto&) {}, std::string_view tail = "") const {
     std::array<int32_t, 256> header{};
     header[0] = 20240520;
     header[1] = 1;
@@ -101,7 +103,8 @@ TEST_F(DataTest, SymbolsAreTheDifferentBytesInOrder) {
 
 TEST_F(DataTest, SymbolErrorsNameByteAndPosition) {
   const auto symbols = TextSymbols::of_text("banana");
-  EXPECT_THAT(config_error([&] { symbols.encode("bax"); }), ::testing::AllOf(HasSubstr("'x'"), HasSubstr("position 2"), HasSubstr("3 different")));
+  EXPECT_THAT(config_error([&] { symbols.encode("bax"); }),
+              ::testing::AllOf(HasSubstr("'x'"), HasSubstr("position 2"), HasSubstr("3 different")));
   EXPECT_THAT(config_error([&] { symbols.encode("a\n"); }), HasSubstr("0x0a"));
   EXPECT_THROW(symbols.decode(std::vector<int32_t>{3}), Error);
   EXPECT_THROW(symbols.decode(std::vector<int32_t>{-1}), Error);
@@ -127,7 +130,8 @@ TEST_F(DataTest, AllByteValuesSurvive) {
 TEST_F(DataTest, TextFileErrorsNameTheFile) {
   const std::string missing = (folder_ / "none.txt").string();
   EXPECT_THAT(config_error([&] { load_text_file(missing, 0.1); }), ::testing::AllOf(HasSubstr(missing), HasSubstr("No such file")));
-  EXPECT_THAT(config_error([&] { load_text_file(folder_.string(), 0.1); }), ::testing::AllOf(HasSubstr(folder_.string()), HasSubstr("not a regular file")));
+  EXPECT_THAT(config_error([&] { load_text_file(folder_.string(), 0.1); }),
+              ::testing::AllOf(HasSubstr(folder_.string()), HasSubstr("not a regular file")));
   const std::string empty = write("empty.txt", "");
   EXPECT_THAT(config_error([&] { load_text_file(empty, 0.1); }), HasSubstr(empty));
   const std::string tiny = write("tiny.txt", "abcdefghij");
@@ -152,7 +156,8 @@ TEST_F(DataTest, WithoutTheBibleTheErrorSaysWhatToInstall) {
   const std::string absent = config_error([] { load_king_james_bible(0.1, "rz-no-such-bible"); });
   EXPECT_THAT(absent, ::testing::AllOf(HasSubstr("rz-no-such-bible"), HasSubstr("apt-get install bible-kjv bible-kjv-text")));
   // Programs that succeed without printing it, that fail, and that never stop printing.
-  EXPECT_THAT(config_error([] { load_king_james_bible(0.1, "true"); }), ::testing::AllOf(HasSubstr("0 lines"), HasSubstr("31102"), HasSubstr("apt-get")));
+  EXPECT_THAT(config_error([] { load_king_james_bible(0.1, "true"); }),
+              ::testing::AllOf(HasSubstr("0 lines"), HasSubstr("31102"), HasSubstr("apt-get")));
   EXPECT_THAT(config_error([] { load_king_james_bible(0.1, "false"); }), HasSubstr("failed"));
   EXPECT_THAT(config_error([] { load_king_james_bible(0.1, "yes"); }), ::testing::AnyOf(HasSubstr("failed"), HasSubstr("31102")));
   const std::string endless = write("endless", "#!/bin/sh\nwhile :; do echo Ge1:1 In the beginning; done\n");
@@ -179,16 +184,22 @@ TEST_F(DataTest, DamagedTokenFilesAreRefused) {
     return message;
   };
   EXPECT_THAT(error_of((folder_ / "none").string()), HasSubstr("No such file"));
-  EXPECT_THAT(error_of(write("short", std::string(1023, '\0'))), ::testing::AllOf(HasSubstr("truncated"), HasSubstr("1023"), HasSubstr("1024")));
+  EXPECT_THAT(error_of(write("short", std::string(1023, '\0'))),
+              ::testing::AllOf(HasSubstr("truncated"), HasSubstr("1023"), HasSubstr("1024")));
   EXPECT_THAT(error_of(write("empty", "")), HasSubstr("0 bytes"));
-  EXPECT_THAT(error_of(write_tokens("magic", {1, 2}, [](Header& h) { h[0] = 20240801; })), ::testing::AllOf(HasSubstr("20240801"), HasSubstr("20240520")));
+  EXPECT_THAT(error_of(write_tokens("magic", {1, 2}, [](Header& h) { h[0] = 20240801; })),
+              ::testing::AllOf(HasSubstr("20240801"), HasSubstr("20240520")));
   EXPECT_THAT(error_of(write_tokens("version", {1, 2}, [](Header& h) { h[1] = 2; })), HasSubstr("version 2, expected 1"));
   EXPECT_THAT(error_of(write_tokens("negative", {1, 2}, [](Header& h) { h[2] = -1; })), HasSubstr("-1"));
-  EXPECT_THAT(error_of(write_tokens("huge", {1, 2}, [](Header& h) { h[2] = INT32_MAX; })), ::testing::AllOf(HasSubstr("2147483647"), HasSubstr("holds 2")));
+  EXPECT_THAT(error_of(write_tokens("huge", {1, 2}, [](Header& h) { h[2] = INT32_MAX; })),
+              ::testing::AllOf(HasSubstr("2147483647"), HasSubstr("holds 2")));
   EXPECT_THAT(error_of(write_tokens("fewer", {1, 2, 3}, [](Header& h) { h[2] = 2; })), HasSubstr("2 bytes follow the 2 tokens"));
-  EXPECT_THAT(error_of(write_tokens("odd", {1, 2}, [](Header&) {}, "x")), HasSubstr("1 bytes follow"));
+  EXPECT_THAT(error_of(write_tokens(
+                  "odd", {1, 2}, [](Header&) {}, "x")),
+              HasSubstr("1 bytes follow"));
   EXPECT_THAT(error_of(write_tokens("one", {1})), HasSubstr("at least 2"));
-  EXPECT_THAT(error_of(write_tokens("large", {1, 2, 100, 3})), ::testing::AllOf(HasSubstr("token 100"), HasSubstr("position 2"), HasSubstr("vocabulary of 100")));
+  EXPECT_THAT(error_of(write_tokens("large", {1, 2, 100, 3})),
+              ::testing::AllOf(HasSubstr("token 100"), HasSubstr("position 2"), HasSubstr("vocabulary of 100")));
   EXPECT_THAT(config_error([&] { read_token_file(write_tokens("v", {1, 2}), 65537); }), HasSubstr("65537"));
 }
 

@@ -53,7 +53,8 @@ TEST(JobFile, DefaultsAreFilledIn) {
   EXPECT_EQ(job.schedule().kind(), ringzero::Schedule::COSINE);
   EXPECT_TRUE(job.communication().has_deadline_s());
   EXPECT_FALSE(job.has_sample());
-  EXPECT_THAT(effective_text(job), ::testing::AllOf(HasSubstr("learning_rate: 0.001"), HasSubstr("stage: 0"), HasSubstr("transport: AUTO")));
+  EXPECT_THAT(effective_text(job),
+              ::testing::AllOf(HasSubstr("learning_rate: 0.001"), HasSubstr("stage: 0"), HasSubstr("transport: AUTO")));
   expect_round_trip(job);
 }
 
@@ -66,8 +67,10 @@ TEST(JobFile, EffectiveTextRoundTrips) {
       optimizer { sgd { momentum: 0.9 nesterov: true } }
       schedule { kind: LINEAR learning_rate: 4.9406564584124654e-324 final_learning_rate: 1.7976931348623157e308 }
       sample { prompt: "In the \303\244" tokens: 10 }
-  )", "j.txt"));
-  expect_round_trip(parse_job("transformer {} text { validation_fraction: 0.1 } optimizer { adam { beta1: 0.123456789012345678 } }", "j.txt"));
+  )",
+                              "j.txt"));
+  expect_round_trip(
+      parse_job("transformer {} text { validation_fraction: 0.1 } optimizer { adam { beta1: 0.123456789012345678 } }", "j.txt"));
 }
 
 TEST(JobFile, FilesAreLoadedOrRefused) {
@@ -111,7 +114,8 @@ TEST(JobFile, SyntaxErrorsNamePlaceAndChoices) {
       {"seed: -1", "j.txt:1:7: seed: expected integer, got: -; valid: an integer, 0 or more"},
       {"transformer { positions: NOPE bias: true }", "j.txt:1:26: transformer.positions: unknown value NOPE; valid: one of LEARNED, ROPE"},
       {"transformer { positions: 7 } text {}", "j.txt:1:26: transformer.positions: unknown value 7; valid: one of LEARNED, ROPE"},
-      {"transformer { positions: \"ROPE\" }", "j.txt:1:26: transformer.positions: expected integer or identifier, got: \"ROPE\"; valid: one of"},
+      {"transformer { positions: \"ROPE\" }",
+       "j.txt:1:26: transformer.positions: expected integer or identifier, got: \"ROPE\"; valid: one of"},
       {"transformer {\n bias: maybe\n}", "j.txt:2:8: transformer.bias: unknown value maybe; valid: true or false"},
       {"transformer { width: 3 width: 4 }", "j.txt:1:24: transformer.width is given twice"},
       {"transformer {} transformer {}", "j.txt:1:16: transformer is given twice"},
@@ -137,7 +141,8 @@ TEST(JobFile, ImpossibleValuesNamePlaceAndRange) {
       {"text {} transformer { heads: 0 }", "j.txt:1:23: transformer.heads is 0; valid: an integer in [1, "},
       {"text {} transformer { kv_heads: 4 }", "j.txt:1:23: transformer.kv_heads is 4, not a divisor of transformer.heads, 6"},
       {"text {} transformer { kv_heads: 12 }", "j.txt:1:23: transformer.kv_heads is 12, not a divisor"},
-      {"text {} transformer { width: 18 positions: ROPE }", "j.txt:1:33: transformer.positions is ROPE, which turns pairs of channels, but a head has 3"},
+      {"text {} transformer { width: 18 positions: ROPE }",
+       "j.txt:1:33: transformer.positions is ROPE, which turns pairs of channels, but a head has 3"},
       {"text {} transformer { layers: -1 }", "j.txt:1:23: transformer.layers is -1; valid: an integer in [1, "},
       {"text {} transformer { width: 9223372036854775807 }", "j.txt:1:23: transformer.width is 9223372036854775807"},
       {"text {} transformer { context: 0 }", "j.txt:1:23: transformer.context is 0"},
@@ -152,14 +157,16 @@ TEST(JobFile, ImpossibleValuesNamePlaceAndRange) {
       {"tokens { train_path: 'x' } transformer {}", "j.txt:1:1: tokens.validation_path is missing"},
       {"tokens { validation_path: 'x' } transformer {}", "j.txt:1:1: tokens.train_path is missing"},
       {"tokens { train_path: 'x' validation_path: 'y' vocabulary: 65537 } transformer {}", "j.txt:1:47: tokens.vocabulary is 65537"},
-      {"tokens { train_path: 'x' validation_path: 'y' } transformer { vocabulary: 5 }", "j.txt:1:63: transformer.vocabulary is 5, fewer than the 50257"},
+      {"tokens { train_path: 'x' validation_path: 'y' } transformer { vocabulary: 5 }",
+       "j.txt:1:63: transformer.vocabulary is 5, fewer than the 50257"},
   };
   for (const auto& bad : cases) EXPECT_THAT(error_of(bad.text), StartsWith(bad.error)) << bad.text;
 
   const BadJob settings[] = {
       {"training { steps: 0 }", "j.txt:3:12: training.steps is 0; valid: an integer in [1, "},
       {"training { batch: 0 }", "j.txt:3:12: training.batch is 0; valid: an integer in [1, "},
-      {"training { batch: 2\n accumulate: 3 }", "j.txt:4:2: training.accumulate is 3, more micro-batches than training.batch has sequences, 2"},
+      {"training { batch: 2\n accumulate: 3 }",
+       "j.txt:4:2: training.accumulate is 3, more micro-batches than training.batch has sequences, 2"},
       {"training { threads: 2000 }", "j.txt:3:12: training.threads is 2000; valid: an integer in [0, 1024]"},
       {"training { clip_norm: -1 }", "j.txt:3:12: training.clip_norm is -1; valid: a number 0 or more"},
       {"training { ema_decay: 1 }", "j.txt:3:12: training.ema_decay is 1"},
@@ -193,9 +200,10 @@ TEST(JobFile, AllStagesAreValid) {
 }
 
 TEST(JobFile, OverridesSetAnyField) {
-  const auto job = parse_job("transformer { width: 96 }\ntext { path: 'a' }\n", "j.txt",
-                             {"training.steps=5", "transformer.positions=rope", "transformer.mlp=SWIGLU", "schedule.learning_rate=2.5e-4", "transformer.bias=false",
-                              "text.path=a=b c", "seed=18446744073709551615", "name=x", "sample.prompt=In the", "training.steps=6"});
+  const auto job = parse_job(
+      "transformer { width: 96 }\ntext { path: 'a' }\n", "j.txt",
+      {"training.steps=5", "transformer.positions=rope", "transformer.mlp=SWIGLU", "schedule.learning_rate=2.5e-4",
+       "transformer.bias=false", "text.path=a=b c", "seed=18446744073709551615", "name=x", "sample.prompt=In the", "training.steps=6"});
   EXPECT_EQ(job.training().steps(), 6);
   EXPECT_EQ(job.transformer().positions(), ringzero::Transformer::ROPE);
   EXPECT_EQ(job.transformer().mlp(), ringzero::Transformer::SWIGLU);
@@ -232,10 +240,12 @@ TEST(JobFile, OverrideErrorsNameTheOverride) {
       {"training.steps.x=1", "--set training.steps.x=1: steps has no fields of its own"},
       {"training=1", "--set training=1: '1' does not fit training; valid: {...} with the fields steps, "},
       {"training={steps: x}", "--set training={steps: x}: expected integer, got: x"},
-      {"transformer.positions=sin", "--set transformer.positions=sin: 'sin' does not fit transformer.positions; valid: one of LEARNED, ROPE"},
+      {"transformer.positions=sin",
+       "--set transformer.positions=sin: 'sin' does not fit transformer.positions; valid: one of LEARNED, ROPE"},
       {"transformer.positions=1", "--set transformer.positions=1: '1' does not fit"},
       {"transformer.bias=1", "--set transformer.bias=1: '1' does not fit transformer.bias; valid: true or false"},
-      {"seed=18446744073709551616", "--set seed=18446744073709551616: '18446744073709551616' does not fit seed; valid: an integer, 0 or more"},
+      {"seed=18446744073709551616",
+       "--set seed=18446744073709551616: '18446744073709551616' does not fit seed; valid: an integer, 0 or more"},
       {"seed=-1", "--set seed=-1: '-1' does not fit seed"},
       {"schedule.learning_rate=nan", "--set schedule.learning_rate=nan: schedule.learning_rate is nan; valid: a finite number"},
       {"training.batch=0", "--set training.batch=0: training.batch is 0; valid: an integer in [1, "},

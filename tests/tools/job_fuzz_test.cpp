@@ -50,8 +50,10 @@ TEST(JobFuzz, RandomBytes) {
 }
 
 TEST(JobFuzz, RandomTokens) {
-  const std::vector<std::string> words = {"transformer", "text", "training", "steps", "width", "{", "}", "{", "}", "<", ">", ":", ":", "3", "-1", "0.5", "inf", "nan",
-                                          "\"a\"", "'b", "#", "\n", "\t", "[", "]", ",", ";", "ROPE", "positions", "true", "1e999", "0x", "sgd", "optimizer", "/"};
+  const std::vector<std::string> words = {"transformer", "text",      "training", "steps", "width", "{",   "}",         "{",   "}",
+                                          "<",           ">",         ":",        ":",     "3",     "-1",  "0.5",       "inf", "nan",
+                                          "\"a\"",       "'b",        "#",        "\n",    "\t",    "[",   "]",         ",",   ";",
+                                          "ROPE",        "positions", "true",     "1e999", "0x",    "sgd", "optimizer", "/"};
   for (uint64_t round = 0; round < 3000; ++round) {
     const Random random(2, "tokens", round);
     std::string text;
@@ -68,10 +70,17 @@ TEST(JobFuzz, DamagedGoodJobs) {
     for (uint64_t i = 0, count = 1 + random.below(0, 3); i < count; ++i) {
       const size_t at = random.below(16 + 8 * i, text.size());
       switch (random.below(18 + 8 * i, 4)) {
-        case 0: text[at] = static_cast<char>(random.below(20 + 8 * i, 256)); break;
-        case 1: text.erase(at, 1 + random.below(20 + 8 * i, 20)); break;
-        case 2: text.insert(at, text.substr(random.below(20 + 8 * i, text.size()), 15)); break;
-        default: text[at] = static_cast<char>(text[at] ^ (1 << random.below(20 + 8 * i, 8)));
+        case 0:
+          text[at] = static_cast<char>(random.below(20 + 8 * i, 256));
+          break;
+        case 1:
+          text.erase(at, 1 + random.below(20 + 8 * i, 20));
+          break;
+        case 2:
+          text.insert(at, text.substr(random.below(20 + 8 * i, text.size()), 15));
+          break;
+        default:
+          text[at] = static_cast<char>(text[at] ^ (1 << random.below(20 + 8 * i, 8)));
       }
     }
     accepted += survives(text) ? 1 : 0;
@@ -88,17 +97,20 @@ TEST(JobFuzz, EveryPrefix) {
 TEST(JobFuzz, Extremes) {
   std::string nested;
   for (int i = 0; i < 80000; ++i) nested += "transformer{";
-  for (const std::string& text : {std::string(1000000, '{'), std::string(1000000, '['), std::string(1000000, 'a'), std::string(1000000, '9'), "seed: " + std::string(1000000, '9'),
-                                  "name: \"" + std::string(1000000, 'x'), std::string(1000000, '\t') + "x", std::string(1000000, '\n') + "x", nested,
-                                  "training { steps: " + std::string(900000, '-') + "1 }", "transformer { positions: " + std::string(900000, 'A') + " }",
-                                  "transformer { " + std::string(900000, 'A') + ": 1 }", std::string(1, '\0'), std::string("\xEF\xBB\xBF") + std::string(kGood)}) {
+  for (const std::string& text :
+       {std::string(1000000, '{'), std::string(1000000, '['), std::string(1000000, 'a'), std::string(1000000, '9'),
+        "seed: " + std::string(1000000, '9'), "name: \"" + std::string(1000000, 'x'), std::string(1000000, '\t') + "x",
+        std::string(1000000, '\n') + "x", nested, "training { steps: " + std::string(900000, '-') + "1 }",
+        "transformer { positions: " + std::string(900000, 'A') + " }", "transformer { " + std::string(900000, 'A') + ": 1 }",
+        std::string(1, '\0'), std::string("\xEF\xBB\xBF") + std::string(kGood)}) {
     survives(text);
   }
   EXPECT_FALSE(survives(std::string(kMaxJobBytes + 1, ' ')));
 }
 
 TEST(JobFuzz, RandomOverrides) {
-  const std::vector<std::string> words = {"training", "steps", "transformer", "width", ".", ".", "=", "=", "3", "-", "{", "}", "steps: 4", "\xff", "", "sample", "prompt", "nan"};
+  const std::vector<std::string> words = {"training", "steps", "transformer", "width",    ".",    ".", "=",      "=",      "3",
+                                          "-",        "{",     "}",           "steps: 4", "\xff", "",  "sample", "prompt", "nan"};
   for (uint64_t round = 0; round < 3000; ++round) {
     const Random random(4, "overrides", round);
     std::string text;

@@ -99,7 +99,8 @@ bool is_generated(const std::string& target) { return target.ends_with(".pb.h");
 
 // Headers of the CUDA toolkit and its libraries.
 bool is_cuda(const std::string& target) {
-  return target.starts_with("cuda") || target.starts_with("cudnn") || target.starts_with("cublas") || target.starts_with("curand") || target.starts_with("nccl") || target.ends_with(".cuh");
+  return target.starts_with("cuda") || target.starts_with("cudnn") || target.starts_with("cublas") || target.starts_with("curand") ||
+         target.starts_with("nccl") || target.ends_with(".cuh");
 }
 bool may_see_cuda(const std::string& path) {
   return path.starts_with("runtime/kernels/cuda/") || path.starts_with("comm/nccl_") || path.starts_with("tests/cuda/");
@@ -109,7 +110,9 @@ bool may_see_cuda(const std::string& path) {
 std::vector<std::string> breaches(const Tree& tree) {
   std::vector<std::string> out;
   for (const auto& [path, source] : tree) {
-    const auto complain = [&, &path = path](const std::string& target, const std::string& why) { out.push_back(path + " includes " + target + ": " + why); };
+    const auto complain = [&, &path = path](const std::string& target, const std::string& why) {
+      out.push_back(path + " includes " + target + ": " + why);
+    };
     const Layer* from = layer_of(path);
     if (from == nullptr) {
       out.push_back(path + ": its folder is in no layer");
@@ -201,7 +204,8 @@ TEST(Layering, NoFileIsTooLong) {
 
 // A tree of two files and this one edge.
 void expect_refused(const std::string& from, const std::string& to) {
-  EXPECT_THAT(breaches(made_up({{from, "#include \"" + to + "\"\n"}, {to, ""}})), Contains(HasSubstr(from + " includes " + to))) << from << " -> " << to;
+  EXPECT_THAT(breaches(made_up({{from, "#include \"" + to + "\"\n"}, {to, ""}})), Contains(HasSubstr(from + " includes " + to)))
+      << from << " -> " << to;
 }
 void expect_accepted(const std::string& from, const std::string& to) {
   EXPECT_THAT(breaches(made_up({{from, "#include \"" + to + "\"\n"}, {to, ""}})), IsEmpty()) << from << " -> " << to;
@@ -209,14 +213,16 @@ void expect_accepted(const std::string& from, const std::string& to) {
 
 TEST(LayeringControl, ForbiddenEdgesAreSeen) {
   // Upwards inside the runtime.
-  const std::vector<std::string> order = {"runtime/core/a.h", "runtime/kernels/a.h", "runtime/autograd/a.h", "runtime/ops/a.h", "runtime/nn/a.h", "models/gpt/a.h"};
+  const std::vector<std::string> order = {"runtime/core/a.h", "runtime/kernels/a.h", "runtime/autograd/a.h",
+                                          "runtime/ops/a.h",  "runtime/nn/a.h",      "models/gpt/a.h"};
   for (size_t low = 0; low < order.size(); ++low) {
     for (size_t high = low + 1; high < order.size(); ++high) {
       expect_refused(order[low], order[high]);
       expect_accepted(order[high], order[low]);
     }
   }
-  for (const char* to : {"runtime/autograd/a.h", "runtime/ops/a.h", "runtime/nn/a.h", "models/gpt/a.h", "optim/a.h", "tools/a.h"}) expect_refused("comm/a.h", to);
+  for (const char* to : {"runtime/autograd/a.h", "runtime/ops/a.h", "runtime/nn/a.h", "models/gpt/a.h", "optim/a.h", "tools/a.h"})
+    expect_refused("comm/a.h", to);
   for (const char* to : {"comm/a.h", "optim/a.h", "optim/shard/a.h", "tools/a.h"}) {
     expect_refused("models/gpt/a.h", to);
     expect_refused("runtime/nn/a.h", to);
@@ -233,7 +239,8 @@ TEST(LayeringControl, ForbiddenEdgesAreSeen) {
 
 TEST(LayeringControl, ProtobufStaysAtTheEdges) {
   const std::string text = "#include \"proto/job.pb.h\"\n";
-  for (const char* from : {"runtime/core/a.h", "runtime/nn/a.h", "comm/a.cpp", "models/gpt/a.h", "models/data/a.cpp", "optim/a.h", "optim/shard/a.cpp"}) {
+  for (const char* from :
+       {"runtime/core/a.h", "runtime/nn/a.h", "comm/a.cpp", "models/gpt/a.h", "models/data/a.cpp", "optim/a.h", "optim/shard/a.cpp"}) {
     EXPECT_THAT(breaches(made_up({{from, text}})), Contains(HasSubstr("proto"))) << from;
   }
   for (const char* from : {"optim/checkpoint/a.cpp", "tools/a.h", "examples/a.cpp", "tests/optim/a.cpp"}) {
@@ -247,7 +254,8 @@ TEST(LayeringControl, CudaHeadersHaveTheirPlaces) {
     for (const char* from : {"runtime/core/a.h", "runtime/kernels/a.h", "runtime/kernels/cpu/a.cpp", "comm/a.cpp", "tools/a.cpp"}) {
       EXPECT_THAT(breaches(made_up({{from, text}})), Contains(HasSubstr("CUDA"))) << from;
     }
-    for (const char* from : {"runtime/kernels/cuda/a.cu", "comm/nccl_communicator.cpp"}) EXPECT_THAT(breaches(made_up({{from, text}})), IsEmpty()) << from;
+    for (const char* from : {"runtime/kernels/cuda/a.cu", "comm/nccl_communicator.cpp"})
+      EXPECT_THAT(breaches(made_up({{from, text}})), IsEmpty()) << from;
   }
 }
 
@@ -261,7 +269,10 @@ TEST(LayeringControl, CyclesAreFound) {
             "comm/a.h -> comm/b.h -> comm/c.h -> comm/a.h");
   EXPECT_EQ(find_cycle(made_up({{"comm/a.h", include("comm/a.h")}})), "comm/a.h -> comm/a.h");
   // A diamond is none.
-  EXPECT_EQ(find_cycle(made_up({{"comm/a.h", include("comm/b.h") + include("comm/c.h")}, {"comm/b.h", include("comm/d.h")}, {"comm/c.h", include("comm/d.h")}, {"comm/d.h", ""}})),
+  EXPECT_EQ(find_cycle(made_up({{"comm/a.h", include("comm/b.h") + include("comm/c.h")},
+                                {"comm/b.h", include("comm/d.h")},
+                                {"comm/c.h", include("comm/d.h")},
+                                {"comm/d.h", ""}})),
             std::nullopt);
 }
 

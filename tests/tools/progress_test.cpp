@@ -24,14 +24,16 @@ struct Screen {
   double now = 100;
   std::string text;
   Progress make(int64_t first, int64_t last, TerminalStyle style) {
-    return Progress(first, last, style, [this](std::string_view part) { text += part; }, [this] { return now; });
+    return Progress(
+        first, last, style, [this](std::string_view part) { text += part; }, [this] { return now; });
   }
   int64_t lines() const { return std::count(text.begin(), text.end(), '\n'); }
 };
 
 // Columns that a line takes, for text that is ASCII but for three-byte characters.
 size_t columns(std::string_view line) {
-  return static_cast<size_t>(std::count_if(line.begin(), line.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; }));
+  return static_cast<size_t>(
+      std::count_if(line.begin(), line.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; }));
 }
 
 TEST(Progress, PlainLinesAreFew) {
@@ -44,7 +46,8 @@ TEST(Progress, PlainLinesAreFew) {
   progress.finish();
   EXPECT_GE(screen.lines(), 15);
   EXPECT_LE(screen.lines(), 25);
-  EXPECT_THAT(screen.text, AllOf(HasSubstr("step 1/2000  loss 4.0000  10.0k tokens/s  5m 00s left\n"), HasSubstr("step 2000/2000  loss 0.0020  10.0k tokens/s\n")));
+  EXPECT_THAT(screen.text, AllOf(HasSubstr("step 1/2000  loss 4.0000  10.0k tokens/s  5m 00s left\n"),
+                                 HasSubstr("step 2000/2000  loss 0.0020  10.0k tokens/s\n")));
   EXPECT_THAT(screen.text, Not(HasSubstr("\r")));
 }
 

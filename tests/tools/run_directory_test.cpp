@@ -28,7 +28,8 @@ using ::testing::HasSubstr;
 class RunDirectoryTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    folder_ = fs::temp_directory_path() / fmt::format("rz_run_test_{}_{}", ::getpid(), ::testing::UnitTest::GetInstance()->current_test_info()->name());
+    folder_ = fs::temp_directory_path() /
+              fmt::format("rz_run_test_{}_{}", ::getpid(), ::testing::UnitTest::GetInstance()->current_test_info()->name());
     fs::create_directories(folder_);
     run_ = (folder_ / "a" / "run").string();
   }
@@ -100,7 +101,8 @@ TEST_F(RunDirectoryTest, NumbersReadBackTheSame) {
 TEST_F(RunDirectoryTest, AnotherRunIsNotOverwritten) {
   make_run();
   const std::string before = read(run_ + "/metrics.jsonl");
-  EXPECT_THAT(config_error([&] { RunDirectory::create(run_, "job two\n"); }), AllOf(HasSubstr(run_), HasSubstr("metrics.jsonl"), HasSubstr("--resume"), HasSubstr("--out")));
+  EXPECT_THAT(config_error([&] { RunDirectory::create(run_, "job two\n"); }),
+              AllOf(HasSubstr(run_), HasSubstr("metrics.jsonl"), HasSubstr("--resume"), HasSubstr("--out")));
   EXPECT_EQ(read(run_ + "/metrics.jsonl"), before);
   EXPECT_EQ(read(run_ + "/job.textproto"), "job one\n");
   fs::remove(run_ + "/metrics.jsonl");
@@ -166,7 +168,8 @@ TEST_F(RunDirectoryTest, DamagedMetricsAreNamedByLine) {
   make_run();
   const std::string whole = read(run_ + "/metrics.jsonl");
   const std::string deep = std::string(200000, '[') + "\n";
-  for (const std::string& damage : {std::string("\n"), std::string("{\"step\":}\n"), std::string("[1]\n"), std::string("{\"step\":\"4\"}\n"), std::string("{\"loss\":4}\n"), deep}) {
+  for (const std::string& damage : {std::string("\n"), std::string("{\"step\":}\n"), std::string("[1]\n"),
+                                    std::string("{\"step\":\"4\"}\n"), std::string("{\"loss\":4}\n"), deep}) {
     const std::string text = whole + damage + "{\"step\":5}\n";
     std::ofstream(run_ + "/metrics.jsonl", std::ios::binary) << text;
     EXPECT_THAT(config_error([&] { RunDirectory::resume(run_, "", 5); }), HasSubstr("metrics.jsonl:4: "));
