@@ -48,29 +48,27 @@ Tensor contiguous(const Tensor& x) {
   return record_view("contiguous", x, detail::contiguous_values(x), [](const Tensor& grad) { return grad; });
 }
 
-Tensor reshape(const Tensor& x, const Shape& shape) {
-  if (shape == x.shape()) return x;
-  RZ_CHECK(shape.numel() == x.numel(), "cannot reshape {} to {}: {} elements against {}", x.str(), shape.str(), x.numel(), shape.numel());
-  return record_view("reshape", x, detail::contiguous_values(x).view_reshape(shape),
-                     [shape = x.shape()](const Tensor& grad) { return detail::contiguous_values(grad).view_reshape(shape); });
-}
-
-Tensor reshape(const Tensor& x, std::vector<int64_t> extents) {
+Tensor reshape(const Tensor& x, const Extents& extents) {
+  std::vector<int64_t> full = extents.values;
   int64_t known = 1;
   int64_t* open = nullptr;
-  for (int64_t& e : extents) {
+  for (int64_t& e : full) {
     if (e != -1) {
       known = checked_multiply(known, e, "reshape");
       continue;
     }
-    RZ_CHECK(open == nullptr, "reshape: more than one extent of -1 in [{}]", fmt::join(extents, ", "));
+    RZ_CHECK(open == nullptr, "reshape: more than one extent of -1 in [{}]", fmt::join(extents.values, ", "));
     open = &e;
   }
   if (open != nullptr) {
-    RZ_CHECK(known > 0 && x.numel() % known == 0, "reshape: {} does not divide into [{}]", x.str(), fmt::join(extents, ", "));
+    RZ_CHECK(known > 0 && x.numel() % known == 0, "reshape: {} does not divide into [{}]", x.str(), fmt::join(extents.values, ", "));
     *open = x.numel() / known;
   }
-  return reshape(x, Shape(extents));
+  const Shape shape(full);
+  if (shape == x.shape()) return x;
+  RZ_CHECK(shape.numel() == x.numel(), "cannot reshape {} to {}: {} elements against {}", x.str(), shape.str(), x.numel(), shape.numel());
+  return record_view("reshape", x, detail::contiguous_values(x).view_reshape(shape),
+                     [shape = x.shape()](const Tensor& grad) { return detail::contiguous_values(grad).view_reshape(shape); });
 }
 
 Tensor transpose(const Tensor& x, int dim0, int dim1) {
@@ -111,7 +109,7 @@ Tensor unsqueeze(const Tensor& x, int dim) {
   RZ_CHECK(d >= 0 && d <= x.rank(), "unsqueeze: no place {} in {}", dim, x.str());
   std::vector<int64_t> extents(x.shape().extents().begin(), x.shape().extents().end());
   extents.insert(extents.begin() + d, 1);
-  return reshape(x, Shape(extents));
+  return reshape(x, extents);
 }
 
 Tensor concat(const std::vector<Tensor>& parts, int dim) {

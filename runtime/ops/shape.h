@@ -2,15 +2,23 @@
 // broadcast_to and split copy nothing. Negative dimensions count from the back.
 #pragma once
 
+#include <initializer_list>
+#include <utility>
 #include <vector>
 
 #include "runtime/core/tensor.h"
 
 namespace rz::ops {
 
-// One extent may be -1: what remains. Copies when x is not contiguous.
-Tensor reshape(const Tensor& x, std::vector<int64_t> extents);
-Tensor reshape(const Tensor& x, const Shape& shape);
+// What reshape takes: a shape in which one extent may be -1, meaning what remains.
+struct Extents {
+  std::vector<int64_t> values;
+  Extents(std::initializer_list<int64_t> extents) : values(extents) {}
+  Extents(std::vector<int64_t> extents) : values(std::move(extents)) {}
+  Extents(const Shape& shape) : values(shape.extents().begin(), shape.extents().end()) {}
+};
+// Copies when x is not contiguous.
+Tensor reshape(const Tensor& x, const Extents& extents);
 Tensor transpose(const Tensor& x, int dim0, int dim1);
 Tensor permute(const Tensor& x, std::vector<int> order);
 // Elements [begin, end) along `dim`.
