@@ -74,12 +74,12 @@ void adam_reference(const AdamConfig& c, int64_t t, double rate, double scale, c
 
 TEST(Optimizer, AdamWTracksDoublePrecision) {
   const AdamConfig c{0.9, 0.95, 1e-8, 0.1, true};
-  expect_tracks(*make_adam(c), [&](auto... args) { adam_reference(c, args...); });
+  expect_tracks(*make_adam(c), [&](auto&&... args) { adam_reference(c, args...); });
 }
 
 TEST(Optimizer, AdamWithL2TracksDoublePrecision) {
   const AdamConfig c{0.9, 0.999, 1e-8, 0.01, false};
-  expect_tracks(*make_adam(c), [&](auto... args) { adam_reference(c, args...); });
+  expect_tracks(*make_adam(c), [&](auto&&... args) { adam_reference(c, args...); });
 }
 
 void sgd_reference(const SgdConfig& c, double rate, double scale, const std::vector<double>& grad, Reference& r) {
