@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "runtime/kernels/cpu/convert.h"
+
 namespace rz::comm {
 
 namespace {
@@ -31,16 +33,40 @@ void with_op(ReduceOp op, F&& f) {
   }
 }
 
-// 16-bit floats go through a block of float32, whose conversions and arithmetic are then separate, vectorizable loops.
 constexpr size_t kBlock = 512;
 
 template <class T>
-void widen(const T* __restrict from, compute_t<T>* __restrict to, size_t n) {
-  for (size_t i = 0; i < n; ++i) to[i] = static_cast<compute_t<T>>(from[i]);
+void widen(const T* from, compute_t<T>* to, size_t n) {
+  cpu::load_run(from, 1, to, static_cast<int64_t>(n));
 }
 template <class T>
-void narrow(const compute_t<T>* __restrict from, T* __restrict to, size_t n) {
-  for (size_t i = 0; i < n; ++i) to[i] = static_cast<T>(from[i]);
+void narrow(const compute_t<T>* from, T* to, size_t n) {
+  cpu::store_run(from, to, 1, static_cast<int64_t>(n), false);
+}
+
+// body(begin, length) over blocks, for types whose conversions are loops of their own.
+template <class Body>
+void for_blocks(size_t count, Body body) {
+  for (size_t at = 0; at < count; at += kBlock) body(at, std::min(kBlock, count - at));
+}
+
+template <ReduceOp op, class T>
+void combine_typed(T* out, const T* a, const T* b, size_t count) {
+  using C = compute_t<T>;
+  if constexpr (std::is_same_v<T, f16>) {  // g++ 12 does not vectorize the conversions of _Float16; load_run does it by hand
+    alignas(64) float x[kBlock];
+    alignas(64) float y[kBlock];
+    for_blocks(count, [&](size_t at, size_t n) {
+      widen(a + at, x, n);
+      widen(b + at, y, n);
+      for (size_t i = 0; i < n; ++i) x[i] = apply<op>(x[i], y[i]);
+      narrow(x, out + at, n);
+    });
+  } else {
+    // No dependence between lanes even where `out` is `b`.
+#pragma GCC ivdep
+    for (size_t i = 0; i < count; ++i) out[i] = static_cast<T>(apply<op, C>(static_cast<C>(a[i]), static_cast<C>(b[i])));
+  }
 }
 
 }  // namespace
@@ -48,14 +74,7 @@ void narrow(const compute_t<T>* __restrict from, T* __restrict to, size_t n) {
 void combine(DType dtype, ReduceOp op, void* out, const void* a, const void* b, size_t count) {
   dispatch(dtype, [&]<class T>(TypeTag<T>) {
     with_op(op, [&](auto constant) {
-      constexpr ReduceOp kOp = decltype(constant)::value;
-      T* o = static_cast<T*>(out);
-      const T* x = static_cast<const T*>(a);
-      const T* y = static_cast<const T*>(b);
-      using C = compute_t<T>;
-      // No dependence between lanes even where `out` is `b`.
-#pragma GCC ivdep
-      for (size_t i = 0; i < count; ++i) o[i] = static_cast<T>(apply<kOp, C>(static_cast<C>(x[i]), static_cast<C>(y[i])));
+      combine_typed<decltype(constant)::value>(static_cast<T*>(out), static_cast<const T*>(a), static_cast<const T*>(b), count);
     });
   });
 }
@@ -65,7 +84,12 @@ void divide(DType dtype, void* data, size_t count, int divisor) {
     using C = compute_t<T>;
     const C d = static_cast<C>(divisor);
     T* x = static_cast<T*>(data);
-    for (size_t i = 0; i < count; ++i) x[i] = static_cast<T>(static_cast<C>(x[i]) / d);
+    alignas(64) C wide[kBlock];
+    for_blocks(count, [&](size_t at, size_t n) {
+      widen<T>(x + at, wide, n);
+      for (size_t i = 0; i < n; ++i) wide[i] /= d;
+      narrow<T>(wide, x + at, n);
+    });
   });
 }
 
@@ -75,13 +99,12 @@ void combine_in_order(DType dtype, ReduceOp op, void* out, std::span<const std::
       constexpr ReduceOp kOp = decltype(constant)::value;
       using C = compute_t<T>;
       alignas(64) C sum[kBlock];
-      for (size_t at = 0; at < count; at += kBlock) {
-        const size_t n = std::min(kBlock, count - at);
+      alignas(64) C next[kBlock];
+      for_blocks(count, [&](size_t at, size_t n) {
         widen<T>(reinterpret_cast<const T*>(inputs[0]) + at, sum, n);
         for (size_t k = 1; k < inputs.size(); ++k) {
-          const T* x = reinterpret_cast<const T*>(inputs[k]) + at;
-#pragma GCC ivdep
-          for (size_t i = 0; i < n; ++i) sum[i] = apply<kOp, C>(sum[i], static_cast<C>(x[i]));
+          widen<T>(reinterpret_cast<const T*>(inputs[k]) + at, next, n);
+          for (size_t i = 0; i < n; ++i) sum[i] = apply<kOp, C>(sum[i], next[i]);
         }
         if (op == ReduceOp::mean) {
           if constexpr (std::is_floating_point_v<C>) {
@@ -90,7 +113,7 @@ void combine_in_order(DType dtype, ReduceOp op, void* out, std::span<const std::
           }
         }
         narrow<T>(sum, static_cast<T*>(out) + at, n);
-      }
+      });
     });
   });
 }
