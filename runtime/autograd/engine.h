@@ -27,7 +27,7 @@ Tensor grad_of(const Tensor& leaf);
 void clear_grad(Tensor& leaf);
 
 struct BackwardOptions {
-  Tensor grad;                   // of `output`'s shape; ones for a scalar when undefined
+  Tensor grad{};                 // of `output`'s shape; ones for a scalar when undefined
   GradientSink* sink = nullptr;  // null: accumulate into the leaves' own grad_of()
   bool retain_graph = false;     // keep saved tensors for another backward through the same graph
 };
