@@ -156,6 +156,7 @@ class Validator {
     within("training.accumulate", t.accumulate(), 1, kMaxCount);
     require_match(t.accumulate() <= t.batch(), "training.accumulate", "training.batch",
                   "is {}, more micro-batches than training.batch has sequences, {}", t.accumulate(), t.batch());
+    within("training.micro_batch", t.micro_batch(), 0, kMaxCount);
     within("training.threads", t.threads(), 0, 1024);
     within("training.evaluate_every", t.evaluate_every(), 0, kMaxSteps);
     within("training.evaluate_sequences", t.evaluate_sequences(), 0, kMaxCount);
@@ -194,6 +195,7 @@ class Validator {
   void sharding() const {
     within("sharding.stage", job_.sharding().stage(), 0, 3);
     within("sharding.bucket_mb", job_.sharding().bucket_mb(), {.high = 1 << 20});
+    within("sharding.group_size", job_.sharding().group_size(), 0, kMaxCount);
   }
 
   void communication() const {

@@ -90,11 +90,13 @@ std::vector<StateSlice> ShardedOptimizer::slices(bool for_saving) const {
     });
   };
   for (const auto& unit : model_.units()) {
+    if (for_saving && !unit->speaks_for_shard()) continue;
     if (for_saving) add(*unit, "model.", unit->shard(), unit->shard_weights());
     else add(*unit, "model.", unit->kept_range(), unit->kept_weights());
   }
   const auto names = rule_->state_names();
   for (const UnitState& s : units_) {
+    if (for_saving && !s.unit->speaks_for_shard()) continue;
     const Range update = s.unit->update_range();
     const Range range = for_saving ? s.unit->shard() : update;
     for (size_t i = 0; i <= s.state.size(); ++i) {

@@ -11,9 +11,10 @@
 #include <string>
 #include <vector>
 
-#include "comm/communicator.h"
+#include "optim/shard/exact_gradients.h"
 #include "optim/shard/flat_layout.h"
 #include "optim/shard/policy.h"
+#include "optim/shard/shard_groups.h"
 #include "runtime/autograd/gradient_sink.h"
 
 namespace rz::optim {
@@ -26,7 +27,9 @@ struct Accumulation {
 
 class ShardedUnit {
  public:
-  ShardedUnit(BucketPlan plan, const ShardingPolicy& policy, const Accumulation& accumulation, comm::Order order, comm::Communicator& comm);
+  // `exact`: gradients are summed on its grids, in any order; null: as float32 in `order`. `groups` and `exact` must outlive it.
+  ShardedUnit(BucketPlan plan, const ShardingPolicy& policy, const Accumulation& accumulation, comm::Order order, ShardGroups& groups,
+              GradientGrids* exact = nullptr);
 
   const std::string& name() const { return plan_.name; }
   const FlatLayout& layout() const { return layout_; }
@@ -51,8 +54,11 @@ class ShardedUnit {
   // Entry `index` has had its last contribution of this backward; true when it was the last of the unit.
   bool entry_ready(size_t index);
   bool all_ready() const { return ready_ == layout_.entries().size(); }
-  // Zeros for entries that got no contribution, then sums over the ranks: reduce-scatter, or all-reduce where the whole is
-  // kept. COLLECTIVE.
+  // Ends a micro-batch in exact mode: its gradients join the sums (or, without `counts`, are dropped) and their buffer is freed.
+  // No effect in other modes or when that was done.
+  void fold(bool counts);
+  // Zeros for entries that got no contribution, then sums over the ranks: reduce-scatter (in the group, with an all-reduce across
+  // groups), or all-reduce where the whole is kept. COLLECTIVE.
   void start_reduce();
   // Waits for it, adds the result to earlier micro-batches' where asked, frees a transient buffer.
   void finish_reduce();
@@ -82,6 +88,8 @@ class ShardedUnit {
       f(entry, Range{part.begin - entry.offset, part.end - entry.offset}, flat + (part.begin - range.begin));
     }
   }
+  // Whether this rank's shard is the one that counts: with several groups every shard exists once in each.
+  bool speaks_for_shard() const { return groups_.first(); }
   // What this rank keeps of the weights: its shard, or everything.
   Range kept_range() const { return policy_.parameters ? shard_ : layout_.whole(); }
   float* kept_weights() const;
@@ -100,7 +108,8 @@ class ShardedUnit {
   ShardingPolicy policy_;
   Accumulation accumulation_;
   comm::Order order_;
-  comm::Communicator& comm_;
+  ShardGroups& groups_;
+  comm::Communicator& comm_;  // of the group that shares shards
   Range shard_;
   Range update_range_;
 
@@ -108,6 +117,7 @@ class ShardedUnit {
   std::shared_ptr<Storage> weights_shard_;  // own shard, when parameters are sharded
   std::shared_ptr<Storage> gradients_;      // full; persistent or transient
   Tensor accumulated_;                      // reduced gradients of the update range, where they are kept apart from the full buffer
+  std::unique_ptr<ExactGradients> exact_;   // in exact mode; gradients_ is then transient, of one micro-batch
   Tensor weight_view_;
   Tensor gradient_view_;
 
