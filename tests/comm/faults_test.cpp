@@ -81,10 +81,14 @@ const Mismatch kMismatches[] = {
     {"count, ordered", [](Communicator& c) { reduce(c, 100, ReduceOp::sum, "g", Order::ordered); },
      [](Communicator& c) { reduce(c, 4000, ReduceOp::sum, "g", Order::ordered); }, "count"},
     {"op", [](Communicator& c) { reduce(c, 100); }, [](Communicator& c) { reduce(c, 100, ReduceOp::max); }, "op"},
-    {"order", [](Communicator& c) { reduce(c, 100); },
-     [](Communicator& c) { reduce(c, 100, ReduceOp::sum, "gradient", Order::ordered); }, "order"},
+    {"order", [](Communicator& c) { reduce(c, 100); }, [](Communicator& c) { reduce(c, 100, ReduceOp::sum, "gradient", Order::ordered); },
+     "order"},
     {"name", [](Communicator& c) { reduce(c, 100); }, [](Communicator& c) { reduce(c, 100, ReduceOp::sum, "weights"); }, "name"},
-    {"missing", [](Communicator& c) { reduce(c, 100); reduce(c, 101, ReduceOp::sum, "next"); },
+    {"missing",
+     [](Communicator& c) {
+       reduce(c, 100);
+       reduce(c, 101, ReduceOp::sum, "next");
+     },
      [](Communicator& c) { reduce(c, 101, ReduceOp::sum, "next"); }, "count"},
 };
 INSTANTIATE_TEST_SUITE_P(EveryWay, MismatchTest, ::testing::ValuesIn(kMismatches));
@@ -170,7 +174,8 @@ TEST(Faults, StoppedRankIsNamedWithinTheDeadline) {
           },
           hub);
       for (int r = 0; r < n; ++r) {
-        EXPECT_THAT(errors[static_cast<size_t>(r)], HasSubstr(fmt::format("no answer from rank {}: dead or stopped", victim))) << r << "/" << n;
+        EXPECT_THAT(errors[static_cast<size_t>(r)], HasSubstr(fmt::format("no answer from rank {}: dead or stopped", victim)))
+            << r << "/" << n;
         EXPECT_THAT(errors[static_cast<size_t>(r)], HasSubstr("gradient(all_reduce, f32, 4096)"));
       }
     }
