@@ -30,6 +30,8 @@ class ShardedUnit {
   // `exact`: gradients are summed on its grids, in any order; null: as float32 in `order`. `groups` and `exact` must outlive it.
   ShardedUnit(BucketPlan plan, const ShardingPolicy& policy, const Accumulation& accumulation, comm::Order order, ShardGroups& groups,
               GradientGrids* exact = nullptr);
+  // Waits for what is still on the wire: its buffers must not go before that.
+  ~ShardedUnit();
 
   const std::string& name() const { return plan_.name; }
   const FlatLayout& layout() const { return layout_; }
