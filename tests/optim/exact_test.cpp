@@ -396,5 +396,26 @@ TEST_P(ExactForEveryRankCount, WireBytesEqualTheClosedForms) {
   }
 }
 
+TEST(ExactSums, EveryCategoryPeakIsConstantAfterTheSecondStep) {
+  for (int stage = 0; stage < 4; ++stage) {
+    RunSettings s = exact_settings();
+    s.ranks = 3;
+    s.stage = stage;
+    s.steps = 8;
+    testing::run_on_ranks(3, [&](comm::Communicator& comm) {
+      models::Transformer gpt(tiny_gpt());
+      auto& memory = RankContext::current()->memory();
+      MemoryPeak second;
+      train_on(comm, gpt, s, [&](auto... a) { return gpt_loss(gpt, s, a...); }, [&](ShardedModel&, ShardedOptimizer&, int64_t step) {
+        if (step == 1) second = memory.peak();
+        if (step >= 1) {
+          EXPECT_EQ(memory.peak().by_category, second.by_category) << "stage " << stage << " step " << step;
+        }
+        memory.reset_peaks();
+      });
+    });
+  }
+}
+
 }  // namespace
 }  // namespace rz::optim

@@ -1,6 +1,7 @@
 // Fixed-point sums on the CPU: branch-free integer loops that the compiler vectorizes, one memory pass each.
 #include "runtime/kernels/fixed_point.h"
 
+#include <algorithm>
 #include <atomic>
 #include <bit>
 #include <cmath>
@@ -28,8 +29,8 @@ void raise(std::atomic<int32_t>& largest, int32_t candidate) {
   }
 }
 
-template <bool accumulate>
-int32_t add_run(const float* __restrict x, int64_t* __restrict sums, int64_t n, int grid) {
+// units = x on the grid; returns the largest magnitude. Not inlined: g++ then vectorizes it for every caller.
+[[gnu::noinline]] int32_t to_units(const float* __restrict x, int64_t* __restrict units, int64_t n, int grid) {
   int32_t largest = 0;
   for (int64_t i = 0; i < n; ++i) {
     const auto bits = std::bit_cast<int32_t>(x[i]);
@@ -44,36 +45,49 @@ int32_t add_run(const float* __restrict x, int64_t* __restrict sums, int64_t n, 
     const auto right = static_cast<uint64_t>(std::min(std::max(-shift, 0), 63));
     const auto rounded = static_cast<int64_t>((((wide << left) >> right) + 1) >> 1);
     const auto sign = static_cast<int64_t>(bits >> 31);
-    const int64_t value = (rounded ^ sign) - sign;
-    // Elements that do not fit may overflow here, harmlessly: the step is computed again.
-    sums[i] = accumulate ? static_cast<int64_t>(static_cast<uint64_t>(sums[i]) + static_cast<uint64_t>(value)) : value;
+    units[i] = (rounded ^ sign) - sign;
   }
   return largest;
 }
 
-// Each square is split on two grids, 40 bits each, by adding and subtracting a number whose unit in the last place is the grid:
-// sums of a block are then exact in double.
+// Unsigned: sums of elements that do not fit wrap, harmlessly, for the step is computed again.
+void add_units(const int64_t* __restrict units, int64_t* __restrict sums, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) sums[i] = static_cast<int64_t>(static_cast<uint64_t>(sums[i]) + static_cast<uint64_t>(units[i]));
+}
+
+int32_t add_run(const float* x, int64_t* sums, int64_t n, int grid) {
+  constexpr int64_t kBlock = 512;  // in cache between the two loops, which g++ vectorizes apart but not together
+  alignas(64) int64_t units[kBlock];
+  int32_t largest = 0;
+  for (int64_t i = 0; i < n; i += kBlock) {
+    const int64_t length = std::min(kBlock, n - i);
+    largest = std::max(largest, to_units(x + i, units, length, grid));
+    add_units(units, sums + i, length);
+  }
+  return largest;
+}
+
+void to_floats(const int64_t* __restrict from, float* __restrict to, int64_t n, double unit) {
+  // Rounded to 24 bits before scaling: in double it would be rounded twice.
+  for (int64_t i = 0; i < n; ++i) to[i] = static_cast<float>(static_cast<double>(static_cast<float>(from[i])) * unit);
+}
+
+// Each square is split on two grids, 40 bits each, by adding a number whose unit in the last place is the grid: the difference of
+// the bits is then the integer. All products are exact, so fused multiply-adds change nothing.
 Int128 squares_of_block(const float* x, int64_t n, double scale) {
   constexpr double kToInteger = 0x1.8p52;
   constexpr double kLowUnits = 0x1p40;
-  constexpr int kLanes = 8;
-  double high[kLanes] = {};
-  double low[kLanes] = {};
-  const auto add = [&](int lane, float v) {
-    const double square = static_cast<double>(v) * static_cast<double>(v) * scale;  // exact: 48 bits, times a power of two
-    const double upper = (square + kToInteger) - kToInteger;
-    const double rest = (square - upper) * kLowUnits;
-    high[lane] += upper;
-    low[lane] += (rest + kToInteger) - kToInteger;
-  };
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes)
-    for (int l = 0; l < kLanes; ++l) add(l, x[i + l]);
-  for (; i < n; ++i) add(0, x[i]);
-  double upper = 0;
-  double lower = 0;
-  for (int l = 0; l < kLanes; ++l) upper += high[l], lower += low[l];
-  return static_cast<Int128>(static_cast<int64_t>(upper)) * (Int128{1} << 40) + static_cast<int64_t>(lower);
+  constexpr auto kZero = std::bit_cast<int64_t>(kToInteger);
+  int64_t high = 0;
+  int64_t low = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const double square = static_cast<double>(x[i]) * static_cast<double>(x[i]) * scale;
+    const double upper = square + kToInteger;
+    const double lower = (square - (upper - kToInteger)) * kLowUnits + kToInteger;
+    high += std::bit_cast<int64_t>(upper) - kZero;
+    low += std::bit_cast<int64_t>(lower) - kZero;
+  }
+  return static_cast<Int128>(high) * (Int128{1} << 40) + low;
 }
 
 class CpuFixedPointKernels final : public FixedPointKernels {
@@ -84,30 +98,24 @@ class CpuFixedPointKernels final : public FixedPointKernels {
     int64_t* to = sums.data<int64_t>();
     std::atomic<int32_t> largest{0};
     parallel_for(x.numel(), kGrain, [&](int64_t begin, int64_t end) {
-      const int32_t own = accumulate ? add_run<true>(from + begin, to + begin, end - begin, grid) : add_run<false>(from + begin, to + begin, end - begin, grid);
-      raise(largest, own);
+      raise(largest, (accumulate ? add_run : to_units)(from + begin, to + begin, end - begin, grid));
     });
     return largest.load();
   }
 
   void add_sums(const Tensor& more, Tensor& sums) override {
     check_flat("add_sums", more, sums);
-    const int64_t* __restrict from = more.data<int64_t>();
-    int64_t* __restrict to = sums.data<int64_t>();
-    parallel_for(sums.numel(), kGrain, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) to[i] = static_cast<int64_t>(static_cast<uint64_t>(to[i]) + static_cast<uint64_t>(from[i]));
-    });
+    const int64_t* from = more.data<int64_t>();
+    int64_t* to = sums.data<int64_t>();
+    parallel_for(sums.numel(), kGrain, [&](int64_t begin, int64_t end) { add_units(from + begin, to + begin, end - begin); });
   }
 
   void to_float(const Tensor& sums, int grid, Tensor& out) override {
     check_flat("to_float", sums, out);
-    const int64_t* __restrict from = sums.data<int64_t>();
-    float* __restrict to = out.data<float>();
+    const int64_t* from = sums.data<int64_t>();
+    float* to = out.data<float>();
     const double unit = std::ldexp(1.0, grid);
-    parallel_for(out.numel(), kGrain, [&](int64_t begin, int64_t end) {
-      // Rounded to 24 bits before scaling: in double it would be rounded twice.
-      for (int64_t i = begin; i < end; ++i) to[i] = static_cast<float>(static_cast<double>(static_cast<float>(from[i])) * unit);
-    });
+    parallel_for(out.numel(), kGrain, [&](int64_t begin, int64_t end) { to_floats(from + begin, to + begin, end - begin, unit); });
   }
 
   int32_t largest_magnitude(const Tensor& x) override {
@@ -123,8 +131,7 @@ class CpuFixedPointKernels final : public FixedPointKernels {
   }
 
   Int128 sum_of_squares(const Tensor& x, int bound) override {
-    // Of a block: below 2^12 x 2^40 = 2^52 units of either grid.
-    constexpr int64_t kBlock = 4096;
+    constexpr int64_t kBlock = 8192;  // 2^13 x 2^40 units of either grid are far below 2^63
     RZ_CHECK(x.is_contiguous(), "sum_of_squares needs a contiguous tensor, got {}", x.str());
     const float* from = x.data<float>();
     const double scale = std::ldexp(1.0, kSquareBits / 2 - 2 * bound);
