@@ -128,8 +128,11 @@ TEST(LossScaling, TooLargeAStartIsFoundDownTo) {
   const auto traces = train_gpt(s);
   EXPECT_THAT(traces[0].skipped, ::testing::Contains(0));
   EXPECT_LT(traces[0].skipped.size(), 20u);
-  for (const auto& trace : traces) EXPECT_EQ(trace, traces[0]);
-  // The applied steps are those of a run that began with a scale that fits: skipped ones are no updates to Adam either.
+  for (const auto& trace : traces) {
+    EXPECT_EQ(trace.skipped, traces[0].skipped);
+    EXPECT_EQ(trace.losses, traces[0].losses);
+    EXPECT_EQ(trace.digest, traces[0].digest);
+  }
   EXPECT_TRUE(std::isfinite(traces[0].norms.back()));
 }
 
