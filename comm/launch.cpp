@@ -36,14 +36,13 @@ ProgressOptions progress_options(const LaunchOptions& options) {
     out.deadline_s = text == nullptr ? kDefaultDeadline : std::strtod(text, &end);
     RZ_CONFIG_CHECK(text == nullptr || (end != text && *end == '\0'), "RZ_COMM_DEADLINE_S is not a number of seconds: '{}'", text);
   }
-  RZ_CONFIG_CHECK(out.deadline_s > 0 && out.deadline_s < 1e7, "the communication deadline must be positive seconds, not {}", out.deadline_s);
+  RZ_CONFIG_CHECK(out.deadline_s > 0 && out.deadline_s < 1e7, "the communication deadline must be positive seconds, not {}",
+                  out.deadline_s);
   if (options.segment_bytes != 0) out.segment_bytes = options.segment_bytes;
   return out;
 }
 
-std::string with_who(const std::string& who, const std::string& text) {
-  return text.starts_with("rank ") ? text : who + ": " + text;
-}
+std::string with_who(const std::string& who, const std::string& text) { return text.starts_with("rank ") ? text : who + ": " + text; }
 
 // The edge: everything that a rank's body throws ends here, and the other ranks are told.
 Ending run_rank(const std::shared_ptr<Progress>& progress, const std::function<void(Communicator&)>& body) {
@@ -97,8 +96,13 @@ std::vector<Ending> run_threads(int ranks, const LaunchOptions& options, const s
   for (int r = 0; r < ranks; ++r) {
     threads.emplace_back([&, r] {
       const RankContextScope scope(RankContext::make(r));
-      auto progress = std::make_shared<Progress>([&] { return std::make_unique<ThreadTransport>(hub, r); }, progress_opts);
-      endings[static_cast<size_t>(r)] = run_rank(progress, body);
+      Ending& ending = endings[static_cast<size_t>(r)];
+      try {
+        auto progress = std::make_shared<Progress>([&] { return std::make_unique<ThreadTransport>(hub, r); }, progress_opts);
+        ending = run_rank(progress, body);
+      } catch (const std::exception& e) {  // could not even begin: the others miss it at their deadline
+        ending = {std::current_exception(), fmt::format("rank {}/{}: {}", r, ranks, e.what()), 1};
+      }
     });
   }
   for (std::thread& t : threads) t.join();
@@ -120,7 +124,8 @@ int run_mpi(const LaunchOptions& options, const std::function<void(Communicator&
   const size_t limit = options.message_limit_bytes == 0 ? kDefaultMessageLimit : options.message_limit_bytes;
   auto progress = std::make_shared<Progress>([limit] { return make_mpi_transport(limit); }, progress_opts);
   const Ending ending = run_rank(progress, [&](Communicator& comm) {
-    RZ_CONFIG_CHECK(options.ranks == 0 || options.ranks == comm.size(), "{} ranks asked for, but mpirun started {}", options.ranks, comm.size());
+    RZ_CONFIG_CHECK(options.ranks == 0 || options.ranks == comm.size(), "{} ranks asked for, but mpirun started {}", options.ranks,
+                    comm.size());
     body(comm);
   });
   print(ending);
@@ -160,7 +165,8 @@ int run_ranks(const LaunchOptions& options, const std::function<void(Communicato
     RZ_CONFIG_CHECK(options.ranks >= 0 && options.ranks <= 4096, "the number of ranks must be positive, not {}", options.ranks);
     const bool mpi = options.transport == TransportKind::mpi || (options.transport == TransportKind::automatic && under_mpirun());
     if (mpi) return run_mpi(options, body);
-    RZ_CONFIG_CHECK(!under_mpirun(), "--transport threads under mpirun would run the whole job in every process: leave one of the two away");
+    RZ_CONFIG_CHECK(!under_mpirun(),
+                    "--transport threads under mpirun would run the whole job in every process: leave one of the two away");
     const int ranks = std::max(1, options.ranks);
     int code = 0;
     for (const Ending& e : run_threads(ranks, options, body, std::make_shared<ThreadHub>(ranks))) {

@@ -23,11 +23,11 @@ TransportKind parse_transport(std::string_view text);
 
 struct LaunchOptions {
   TransportKind transport = TransportKind::automatic;  // automatic: mpi under mpirun, else threads
-  int ranks = 0;                // threads: how many (0 = 1); mpi: 0, or a number that mpirun's must equal
-  double deadline_s = 0;        // longest wait without progress; 0 = RZ_COMM_DEADLINE_S from the environment, else 60
-  size_t segment_bytes = 0;     // pipelining unit, the same on all ranks; 0 = default. Never changes results.
+  int ranks = 0;                                       // threads: how many (0 = 1); mpi: 0, or a number that mpirun's must equal
+  double deadline_s = 0;           // longest wait without progress; 0 = RZ_COMM_DEADLINE_S from the environment, else 60
+  size_t segment_bytes = 0;        // pipelining unit, the same on all ranks; 0 = default. Never changes results.
   size_t message_limit_bytes = 0;  // mpi: longest single message; 0 = 64 MiB
-  bool handle_sigterm = true;   // mpi: SIGTERM prints what this rank waits for and who no longer answers, then exits 143
+  bool handle_sigterm = true;      // mpi: SIGTERM prints what this rank waits for and who no longer answers, then exits 143
 };
 
 // Is this process a rank started by mpirun?

@@ -2,9 +2,6 @@
 
 #include <unistd.h>
 
-#include <csignal>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <future>
 
@@ -17,15 +14,12 @@ namespace {
 
 using std::chrono::microseconds;
 
-constexpr microseconds kIdlePoll{5'000};       // where control messages must be looked for
-constexpr microseconds kIdleSleep{100'000};    // where they announce themselves
+constexpr microseconds kIdlePoll{5'000};     // where control messages must be looked for
+constexpr microseconds kIdleSleep{100'000};  // where they announce themselves
 constexpr int64_t kMillisecond = 1'000'000;
 // After a rank has left, how long an operation may stand still before the roll is called.
 constexpr int64_t kLeftPatience = 100 * kMillisecond;
 constexpr int64_t kCausePatience = 200 * kMillisecond;
-constexpr int64_t kTerminationRollCall = 300 * kMillisecond;
-
-std::atomic<bool> g_termination{false};
 
 std::string host_name() {
   char text[256] = {};
@@ -36,8 +30,6 @@ int64_t to_ns(double seconds) { return static_cast<int64_t>(seconds * 1e9); }
 double to_s(int64_t ns) { return static_cast<double>(ns) * 1e-9; }
 
 }  // namespace
-
-void Progress::request_termination() { g_termination.store(true); }
 
 Progress::Progress(std::function<std::unique_ptr<Transport>()> open, const ProgressOptions& options) : options_(options) {
   options_.segment_bytes = std::max<size_t>(options_.segment_bytes, 64);
@@ -118,15 +110,6 @@ std::string Progress::failure() const {
   return failure_;
 }
 
-Farewell Progress::leave(LeaveReason reason, std::string text, double limit_s) {
-  auto leave = std::make_shared<Leave>(Leave{reason, std::move(text), limit_s, false, {}});
-  std::unique_lock lock(mutex_);
-  leave_ = leave;
-  transport_->wake();
-  left_.wait(lock, [&] { return leave->done; });
-  return leave->farewell;
-}
-
 void Progress::loop() {
   for (;;) {
     poll();
@@ -170,11 +153,21 @@ void Progress::run_operation(Operation& operation) {
     Wire wire(*transport_, *operation.group, f.kind, *this);
     if (wire.size() > 1) compare_fingerprints(operation, wire);
     switch (f.kind) {
-      case CollectiveKind::all_reduce: all_reduce(wire, scratch, operation.data, f.count, reduction); break;
-      case CollectiveKind::reduce_scatter: reduce_scatter(wire, scratch, operation.data, operation.own, f.count, reduction); break;
-      case CollectiveKind::all_gather: all_gather(wire, scratch, operation.own, operation.data, f.count, f.dtype); break;
-      case CollectiveKind::broadcast: broadcast(wire, scratch, operation.data, f.count, f.dtype, f.root); break;
-      case CollectiveKind::barrier: barrier(wire); break;
+      case CollectiveKind::all_reduce:
+        all_reduce(wire, scratch, operation.data, f.count, reduction);
+        break;
+      case CollectiveKind::reduce_scatter:
+        reduce_scatter(wire, scratch, operation.data, operation.own, f.count, reduction);
+        break;
+      case CollectiveKind::all_gather:
+        all_gather(wire, scratch, operation.own, operation.data, f.count, f.dtype);
+        break;
+      case CollectiveKind::broadcast:
+        broadcast(wire, scratch, operation.data, f.count, f.dtype, f.root);
+        break;
+      case CollectiveKind::barrier:
+        barrier(wire);
+        break;
     }
     first_byte_ns = wire.first_byte_ns();
   } catch (const std::exception& e) {
@@ -252,8 +245,12 @@ void Progress::handle(const ControlMessage& m) {
            false);
       break;
     }
-    case ControlMessage::Type::roll_call: answer(m); break;
-    case ControlMessage::Type::present: roll_.answer(m); break;
+    case ControlMessage::Type::roll_call:
+      answer(m);
+      break;
+    case ControlMessage::Type::present:
+      roll_.answer(m);
+      break;
     case ControlMessage::Type::left:
       departures_[static_cast<size_t>(m.from)] = {m.reason, std::string(m.get_text())};
       someone_left_ = true;
@@ -313,34 +310,6 @@ void Progress::check_patience() {
   throw CommError("failed");
 }
 
-void Progress::terminate_if_asked() {
-  if (!g_termination.load(std::memory_order_relaxed)) return;
-  const LeaveReason left = departures_[static_cast<size_t>(rank_)].reason;
-  if (left == LeaveReason::failed || left == LeaveReason::config_error) return;  // the main thread reports and exits
-  const int64_t asked = steady_now_ns();
-  if (!failed_) call_roll(asked);
-  ControlMessage m;
-  while (!failed_ && steady_now_ns() - asked < kTerminationRollCall) {
-    while (transport_->receive_control(m)) {
-      if (m.type != ControlMessage::Type::abort) handle(m);
-    }
-    transport_->pause(microseconds(1000), microseconds(1000));
-  }
-  std::string line;
-  if (failed_) {
-    line = failure();
-  } else if (current_ != nullptr) {
-    line = fmt::format("{}: SIGTERM after waiting {:.2f} s: {}", current_->work->what, to_s(asked - current_started_ns_),
-                       roll_.sentence(current_->print, *current_->group, departures_));
-  } else {
-    line = fmt::format("{}: SIGTERM while no collective was running: {}", who_, roll_.missing(rank_));
-  }
-  // The rest of the process may hang: nothing but this line and the exit.
-  std::fprintf(stderr, "ringzero: %s\n", line.c_str());
-  std::fflush(stderr);
-  std::_Exit(143);
-}
-
 void Progress::fail(std::string text, bool tell_others) {
   if (failed_) return;
   failed_ = true;
@@ -369,67 +338,6 @@ void Progress::drain_queue() {
     rest.swap(queue_);
   }
   for (Operation& o : rest) o.work->finish(0, failure());
-}
-
-void Progress::run_leave() {
-  std::shared_ptr<Leave> leave;
-  {
-    std::lock_guard lock(mutex_);
-    leave = leave_;
-  }
-  ControlMessage m;
-  m.type = ControlMessage::Type::left;
-  m.reason = leave->reason;
-  m.set_text(leave->text);
-  tell_all(m);
-  departures_[static_cast<size_t>(rank_)] = {m.reason, std::string(m.get_text())};  // cut to the same length as the others'
-
-  const auto gone = [this](const Departure& d) { return d.reason != LeaveReason::running; };
-  const int64_t begun = steady_now_ns();
-  int64_t heard = begun;
-  const int64_t deadline = to_ns(options_.deadline_s);
-  roll_.end();
-  for (poll(); !std::all_of(departures_.begin(), departures_.end(), gone); poll()) {
-    const int64_t now = steady_now_ns();
-    if (leave->limit_s > 0 ? now - begun > to_ns(leave->limit_s) : failed_) break;
-    if (leave->reason == LeaveReason::config_error && failed_) break;
-    if (leave->reason == LeaveReason::failed && g_termination.load(std::memory_order_relaxed)) break;
-    // Without a limit, only ranks that answer are waited for.
-    if (leave->limit_s == 0 && roll_.is_open() && now - roll_.asked_ns() > std::min<int64_t>(deadline, 1000 * kMillisecond)) {
-      std::vector<int> silent;
-      for (int r = 0; r < size_; ++r) {
-        if (r != rank_ && !gone(departures_[static_cast<size_t>(r)]) && !roll_.answered(r)) silent.push_back(r);
-      }
-      if (!silent.empty()) {
-        fail(fmt::format("{}: waiting for the others to finish: no answer from {}: dead or stopped, {:.2f} s", who_, rank_list(silent),
-                         to_s(now - begun)),
-             true);
-        break;
-      }
-      roll_.end();
-      heard = now;
-    } else if (leave->limit_s == 0 && !roll_.is_open() && now - heard > deadline / 2) {
-      call_roll(now);
-    }
-    transport_->pause(microseconds(1000), microseconds(20'000));
-  }
-  roll_.end();
-  const Departure& mine = departures_[static_cast<size_t>(rank_)];
-  Farewell farewell;
-  farewell.alike = !failed_;
-  for (int r = 0; r < size_; ++r) {
-    const Departure& d = departures_[static_cast<size_t>(r)];
-    if (d.reason == mine.reason && d.text == mine.text) continue;
-    farewell.alike = false;
-    if (gone(d) && d.reason != LeaveReason::finished && farewell.other.empty()) farewell.other = fmt::format("rank {}/{}: {}", r, size_, d.text);
-  }
-  {
-    std::lock_guard lock(mutex_);
-    leave->farewell = std::move(farewell);
-    leave->done = true;
-    leave_.reset();
-  }
-  left_.notify_all();
 }
 
 }  // namespace rz::comm

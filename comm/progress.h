@@ -108,12 +108,12 @@ class Progress final : private Patience {
   std::atomic<bool> clean_{false};
 
   mutable std::mutex mutex_;
-  std::deque<Operation> queue_;                      // guarded by mutex_
+  std::deque<Operation> queue_;                        // guarded by mutex_
   std::map<uint32_t, std::shared_ptr<Group>> groups_;  // guarded by mutex_, as is Group::issued
-  std::string failure_;                              // guarded by mutex_
-  std::string wanted_abort_;                         // guarded by mutex_: abort() of another thread
-  std::atomic<bool> attention_{false};               // stop or wanted_abort_ is set
-  bool stop_ = false;                                // guarded by mutex_
+  std::string failure_;                                // guarded by mutex_
+  std::string wanted_abort_;                           // guarded by mutex_: abort() of another thread
+  std::atomic<bool> attention_{false};                 // stop or wanted_abort_ is set
+  bool stop_ = false;                                  // guarded by mutex_
 
   struct Leave {
     LeaveReason reason = LeaveReason::finished;

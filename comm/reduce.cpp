@@ -27,9 +27,12 @@ template <class F>
 void with_op(ReduceOp op, F&& f) {
   switch (op) {
     case ReduceOp::sum:
-    case ReduceOp::mean: return f(std::integral_constant<ReduceOp, ReduceOp::sum>{});
-    case ReduceOp::max: return f(std::integral_constant<ReduceOp, ReduceOp::max>{});
-    case ReduceOp::min: return f(std::integral_constant<ReduceOp, ReduceOp::min>{});
+    case ReduceOp::mean:
+      return f(std::integral_constant<ReduceOp, ReduceOp::sum>{});
+    case ReduceOp::max:
+      return f(std::integral_constant<ReduceOp, ReduceOp::max>{});
+    case ReduceOp::min:
+      return f(std::integral_constant<ReduceOp, ReduceOp::min>{});
   }
 }
 

@@ -7,7 +7,7 @@ namespace rz::comm {
 namespace {
 constexpr size_t kListed = 8;
 constexpr int64_t kAnswerTimeNs = 100'000'000;
-}
+}  // namespace
 
 std::string rank_list(const std::vector<int>& ranks) {
   std::string out = ranks.size() == 1 ? "rank " : "ranks ";

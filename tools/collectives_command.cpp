@@ -79,10 +79,14 @@ size_t parse_size(const std::string& text, const char* flag) {
   }
   size_t shift = 0;
   const std::string unit = text.substr(end);
-  if (unit == "K" || unit == "k") shift = 10;
-  else if (unit == "M" || unit == "m") shift = 20;
-  else if (unit == "G" || unit == "g") shift = 30;
-  else if (!unit.empty()) end = 0;
+  if (unit == "K" || unit == "k")
+    shift = 10;
+  else if (unit == "M" || unit == "m")
+    shift = 20;
+  else if (unit == "G" || unit == "g")
+    shift = 30;
+  else if (!unit.empty())
+    end = 0;
   RZ_CONFIG_CHECK(end > 0 && value <= (std::numeric_limits<size_t>::max() >> (shift + 2)),
                   "{}: '{}' is not a size: a number of bytes, or one followed by K, M or G", flag, text);
   return static_cast<size_t>(value) << shift;
@@ -122,10 +126,13 @@ Plan make_plan(const Flags& f) {
 double bus_factor(CollectiveKind kind, int ranks) {
   const double n = ranks;
   switch (kind) {
-    case CollectiveKind::all_reduce: return 2 * (n - 1) / n;
+    case CollectiveKind::all_reduce:
+      return 2 * (n - 1) / n;
     case CollectiveKind::reduce_scatter:
-    case CollectiveKind::all_gather: return (n - 1) / n;
-    default: return 1;
+    case CollectiveKind::all_gather:
+      return (n - 1) / n;
+    default:
+      return 1;
   }
 }
 
@@ -156,10 +163,14 @@ class Measurement {
     std::byte* own = full + chunk_of(count, comm_.rank(), n_).begin * size_bytes(plan_.dtype);
     const comm::CollectiveOptions options{.name = "benchmark", .order = plan_.order};
     switch (kind) {
-      case CollectiveKind::all_reduce: return comm_.all_reduce(full, count, plan_.dtype, plan_.reduce, options);
-      case CollectiveKind::reduce_scatter: return comm_.reduce_scatter(full, own, count, plan_.dtype, plan_.reduce, options);
-      case CollectiveKind::all_gather: return comm_.all_gather(own, full, count, plan_.dtype, options);
-      default: return comm_.broadcast(full, count, plan_.dtype, 0, options);
+      case CollectiveKind::all_reduce:
+        return comm_.all_reduce(full, count, plan_.dtype, plan_.reduce, options);
+      case CollectiveKind::reduce_scatter:
+        return comm_.reduce_scatter(full, own, count, plan_.dtype, plan_.reduce, options);
+      case CollectiveKind::all_gather:
+        return comm_.all_gather(own, full, count, plan_.dtype, options);
+      default:
+        return comm_.broadcast(full, count, plan_.dtype, 0, options);
     }
   }
 
@@ -229,8 +240,9 @@ double algorithm_bandwidth(const Row& row) { return static_cast<double>(row.byte
 
 void print_row(const Plan& plan, const Row& row, int ranks) {
   const double algbw = algorithm_bandwidth(row);
-  fmt::print("{:>12} {:>13} {:>6} {:>6} {:>11.2f} {:>9.3f} {:>9.3f} {:>9}\n", row.bytes, row.count, name(plan.dtype), op_column(plan, row.kind),
-             row.seconds * 1e6, algbw, algbw * bus_factor(row.kind, ranks), row.error < 0 ? "N/A" : fmt::format("{:g}", row.error));
+  fmt::print("{:>12} {:>13} {:>6} {:>6} {:>11.2f} {:>9.3f} {:>9.3f} {:>9}\n", row.bytes, row.count, name(plan.dtype),
+             op_column(plan, row.kind), row.seconds * 1e6, algbw, algbw * bus_factor(row.kind, ranks),
+             row.error < 0 ? "N/A" : fmt::format("{:g}", row.error));
   std::fflush(stdout);
 }
 
@@ -238,8 +250,13 @@ nlohmann::json to_json(const Plan& plan, const std::vector<Row>& rows, int ranks
   nlohmann::json results = nlohmann::json::array();
   for (const Row& row : rows) {
     const double algbw = algorithm_bandwidth(row);
-    results.push_back({{"collective", name(row.kind)}, {"size_bytes", row.bytes}, {"count", row.count}, {"dtype", name(plan.dtype)},
-                       {"op", op_column(plan, row.kind)}, {"time_us", row.seconds * 1e6}, {"algbw_gb_per_s", algbw},
+    results.push_back({{"collective", name(row.kind)},
+                       {"size_bytes", row.bytes},
+                       {"count", row.count},
+                       {"dtype", name(plan.dtype)},
+                       {"op", op_column(plan, row.kind)},
+                       {"time_us", row.seconds * 1e6},
+                       {"algbw_gb_per_s", algbw},
                        {"busbw_gb_per_s", algbw * bus_factor(row.kind, ranks)},
                        {"error", row.error < 0 ? nlohmann::json() : nlohmann::json(row.error)}});
   }
@@ -268,7 +285,8 @@ int run_collectives(const Flags& flags) {
   options.transport = comm::parse_transport(flags.transport);
   options.segment_bytes = parse_size(flags.segment, "--segment");
   options.ranks = flags.ranks;
-  const bool mpi = options.transport == comm::TransportKind::mpi || (options.transport == comm::TransportKind::automatic && comm::under_mpirun());
+  const bool mpi =
+      options.transport == comm::TransportKind::mpi || (options.transport == comm::TransportKind::automatic && comm::under_mpirun());
   bool right = true;  // written by rank 0 where ranks are threads
   const int code = comm::run_ranks(options, [&](Communicator& comm) {
     const bool all_right = measure(plan, comm, mpi ? "mpi" : "threads");

@@ -166,7 +166,7 @@ Tensor Transformer::embed(const Tensor& ids_BT, int64_t first_position) const {
   const int64_t end = first_position + ids_BT.size(-1);
   RZ_CHECK(ids_BT.rank() == 2 && end <= config_.context, "tokens {} from position {} do not fit a context of {}", ids_BT.str(), first_position,
            config_.context);
-  const Tensor x_BTD = wte_.forward(ids_BT);
+  Tensor x_BTD = wte_.forward(ids_BT);
   if (!wpe_) return x_BTD;
   return ops::add(x_BTD, ops::slice(wpe_->weight(), 0, first_position, end));
 }

@@ -60,8 +60,8 @@ void agree(comm::Communicator& comm, const Failure& own, std::string_view what) 
   for (size_t r = 0; r < all.size(); ++r) {
     if (all[r].empty()) continue;
     is_config = is_config && all[r][0] == 'c';
-    const bool told = std::find(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(r), all[r]) !=
-                      all.begin() + static_cast<std::ptrdiff_t>(r);
+    const bool told =
+        std::find(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(r), all[r]) != all.begin() + static_cast<std::ptrdiff_t>(r);
     if (!told) text += fmt::format("{}rank {}/{}: {}", text.empty() ? "" : "; ", r, all.size(), all[r].substr(1));
   }
   if (text.empty()) return;

@@ -20,8 +20,8 @@ std::string broadcast_string(comm::Communicator& comm, std::string_view on_rank_
 
 // The sentence that a local failure becomes; local work that must not throw runs through failure_of().
 struct Failure {
-  std::string text;         // empty: none
-  bool is_config = false;   // it was a ConfigError
+  std::string text;        // empty: none
+  bool is_config = false;  // it was a ConfigError
 };
 Failure failure_of(const std::function<void()>& local_work);
 

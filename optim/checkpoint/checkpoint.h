@@ -49,9 +49,9 @@ struct SliceToLoad {
 
 // What a checkpoint says beside its tensors; the same on every rank.
 struct CheckpointInfo {
-  int64_t step = 0;                         // optimizer steps done
-  int world_size = 0;                       // ranks that wrote it; set by save()
-  int stage = 0;                            // sharding stage of the run that wrote it
+  int64_t step = 0;    // optimizer steps done
+  int world_size = 0;  // ranks that wrote it; set by save()
+  int stage = 0;       // sharding stage of the run that wrote it
   uint64_t seed = 0;
   uint64_t data_cursor = 0;                 // global samples consumed
   std::string job_text;                     // the effective job
@@ -59,9 +59,9 @@ struct CheckpointInfo {
   std::map<std::string, int64_t> counters;  // training state that is an integer
 
   // Set by load() and inspect().
-  uint64_t job_digest = 0;                  // xxh64 of job_text
-  std::string path;                         // the step's folder
-  std::vector<std::string> notes;           // what a user should be told, e.g. that a newer checkpoint was damaged
+  uint64_t job_digest = 0;         // xxh64 of job_text
+  std::string path;                // the step's folder
+  std::vector<std::string> notes;  // what a user should be told, e.g. that a newer checkpoint was damaged
 };
 
 struct SaveResult {
@@ -79,8 +79,8 @@ void prepare_directory(FileSystem& files, const std::string& directory, comm::Co
 // earlier one) are set aside under another name, so that they are no longer the newest.
 // Error on every rank, naming rank, path and errno text, if any rank failed; then the directory is as it was before.
 // Error too if slices overlap, leave holes, or disagree in type or shape: before anything is written.
-SaveResult save(FileSystem& files, const std::string& directory, const CheckpointInfo& info,
-                std::span<const SliceToSave> slices, comm::Communicator& comm, int keep = 2);
+SaveResult save(FileSystem& files, const std::string& directory, const CheckpointInfo& info, std::span<const SliceToSave> slices,
+                comm::Communicator& comm, int keep = 2);
 
 struct LoadOptions {
   // Tensors of the checkpoint whose name starts with one of these need not be asked for ("optimizer." to read a model alone).
@@ -91,8 +91,8 @@ struct LoadOptions {
 // ranks together ask for, and fills the slices; data is written only after all of that has passed.
 // With `step`: that step or an error. Without: the newest step that verifies; info.notes says which newer ones did not and why.
 // ConfigError: no such checkpoint; another model (all differences listed). Error: damaged. The same on every rank.
-CheckpointInfo load(FileSystem& files, const std::string& directory, std::optional<int64_t> step,
-                    std::span<const SliceToLoad> slices, comm::Communicator& comm, const LoadOptions& options = {});
+CheckpointInfo load(FileSystem& files, const std::string& directory, std::optional<int64_t> step, std::span<const SliceToLoad> slices,
+                    comm::Communicator& comm, const LoadOptions& options = {});
 
 // Steps that have a folder in `directory`, ascending; empty when there is no directory. Does not verify them.
 std::vector<int64_t> list_steps(FileSystem& files, const std::string& directory);

@@ -46,8 +46,7 @@ std::string join(const std::string& directory, const std::string& name) {
   return directory.ends_with('/') ? directory + name : directory + "/" + name;
 }
 
-File::File(File&& other) noexcept
-    : system_(other.system_), handle_(std::exchange(other.handle_, -1)), path_(std::move(other.path_)) {}
+File::File(File&& other) noexcept : system_(other.system_), handle_(std::exchange(other.handle_, -1)), path_(std::move(other.path_)) {}
 
 File::~File() {
   if (handle_ >= 0) system_->do_close(handle_);
@@ -76,7 +75,9 @@ void File::read_at(uint64_t offset, void* data, size_t bytes) const {
   }
 }
 
-void File::sync() { check(retry_interrupted([&] { return system_->do_sync(handle_); }), "sync", path_); }
+void File::sync() {
+  check(retry_interrupted([&] { return system_->do_sync(handle_); }), "sync", path_);
+}
 
 void File::close() {
   // Linux frees the descriptor even when close is interrupted: never a second time.
@@ -86,16 +87,13 @@ void File::close() {
 
 File FileSystem::open(const std::string& directory, const std::string& name, Open how) {
   const std::string path = join(directory, name);
-  RZ_CHECK(!name.empty() && name != "." && name != ".." && name.find('/') == std::string::npos &&
-               name.find('\0') == std::string::npos,
+  RZ_CHECK(!name.empty() && name != "." && name != ".." && name.find('/') == std::string::npos && name.find('\0') == std::string::npos,
            "{} is not the name of a file in a directory", path);
   const int handle = retry_interrupted([&] { return do_open(directory, name, how); });
   return File(*this, static_cast<int>(check(handle, how == Open::create ? "create" : "open", path)), path);
 }
 
-File FileSystem::create_file(const std::string& directory, const std::string& name) {
-  return open(directory, name, Open::create);
-}
+File FileSystem::create_file(const std::string& directory, const std::string& name) { return open(directory, name, Open::create); }
 
 File FileSystem::open_file(const std::string& directory, const std::string& name) { return open(directory, name, Open::read); }
 
@@ -184,9 +182,7 @@ class PosixFileSystem final : public FileSystem {
     ::closedir(directory);
     return -failure;
   }
-  int do_rename(const std::string& from, const std::string& to) override {
-    return ::rename(from.c_str(), to.c_str()) != 0 ? -errno : 0;
-  }
+  int do_rename(const std::string& from, const std::string& to) override { return ::rename(from.c_str(), to.c_str()) != 0 ? -errno : 0; }
   int do_remove_file(const std::string& path) override { return ::unlink(path.c_str()) != 0 ? -errno : 0; }
   int do_remove_directory(const std::string& path) override { return ::rmdir(path.c_str()) != 0 ? -errno : 0; }
   int do_sync_directory(const std::string& path) override {

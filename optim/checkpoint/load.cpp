@@ -24,7 +24,12 @@ class Load {
  public:
   Load(FileSystem& files, const std::string& directory, std::span<const SliceToLoad> slices, comm::Communicator& comm,
        const LoadOptions& options)
-      : files_(files), directory_(directory), slices_(slices), comm_(comm), options_(options), what_("loading a checkpoint from " + directory) {}
+      : files_(files),
+        directory_(directory),
+        slices_(slices),
+        comm_(comm),
+        options_(options),
+        what_("loading a checkpoint from " + directory) {}
 
   CheckpointInfo run(std::optional<int64_t> step) {
     gather_wanted();
@@ -48,9 +53,7 @@ class Load {
   }
 
  private:
-  void on_rank_0(const std::function<void()>& work) {
-    agree(comm_, comm_.rank() == 0 ? failure_of(work) : Failure{}, what_);
-  }
+  void on_rank_0(const std::function<void()>& work) { agree(comm_, comm_.rank() == 0 ? failure_of(work) : Failure{}, what_); }
 
   // The tensors that all ranks together ask for.
   void gather_wanted() {

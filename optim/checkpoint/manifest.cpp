@@ -121,15 +121,14 @@ void check_coverage(StoredTensor& tensor, const std::string& what) {
   int64_t at = 0;
   for (const StoredRange& range : ranges) {
     if (range.begin < 0 || range.begin >= range.end || range.end > numel)
-      throw Error(fmt::format("{}: tensor {} has the impossible range [{}, {}) of {} elements", what, printable(tensor.name),
-                              range.begin, range.end, numel));
+      throw Error(fmt::format("{}: tensor {} has the impossible range [{}, {}) of {} elements", what, printable(tensor.name), range.begin,
+                              range.end, numel));
     if (range.begin != at)
       throw Error(fmt::format("{}: elements [{}, {}) of tensor {} are {}", what, std::min(at, range.begin), std::max(at, range.begin),
                               printable(tensor.name), range.begin > at ? "missing" : "there more than once"));
     at = range.end;
   }
-  if (at != numel)
-    throw Error(fmt::format("{}: elements [{}, {}) of tensor {} are missing", what, at, numel, printable(tensor.name)));
+  if (at != numel) throw Error(fmt::format("{}: elements [{}, {}) of tensor {} are missing", what, at, numel, printable(tensor.name)));
 }
 
 std::string encode_manifest(const Manifest& manifest) {
@@ -153,13 +152,14 @@ Manifest decode_manifest(std::string_view bytes, const std::string& path) {
   pb::ManifestFile file;
   if (!parse(file, bytes) || !file.has_manifest() || !file.has_manifest_xxh64()) throw damaged("not a manifest");
   // Unknown fields and non-minimal encodings would be bytes that no digest covers.
+  file.DiscardUnknownFields();
   if (file.SerializeAsString() != bytes) throw damaged("bytes that belong to nothing");
   if (file.manifest_xxh64() != digest_of(file.manifest())) throw damaged("the digest does not match");
   pb::Manifest message;
   if (!parse(message, file.manifest())) throw damaged("the manifest cannot be parsed");
   if (message.format_version() > kFormatVersion)
     throw ConfigError(fmt::format("{} has format version {}, newer than {}, the newest that this program reads", path,
-                            message.format_version(), kFormatVersion));
+                                  message.format_version(), kFormatVersion));
   if (message.format_version() != kFormatVersion) throw damaged(fmt::format("format version {}", message.format_version()));
   if (!message.has_run()) throw damaged("it says nothing about the run");
 

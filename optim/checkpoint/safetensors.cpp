@@ -168,8 +168,8 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
     if (__builtin_mul_overflow(static_cast<uint64_t>(entry_.shape.numel()), size_bytes(entry_.dtype), &bytes))
       return stop(printable(entry_.name) + " has a shape whose byte count overflows");
     if (entry_.begin > entry_.end || entry_.end - entry_.begin != bytes)
-      return stop(fmt::format("{} has {} bytes by its shape, but data offsets [{}, {})", printable(entry_.name), bytes, entry_.begin,
-                              entry_.end));
+      return stop(
+          fmt::format("{} has {} bytes by its shape, but data offsets [{}, {})", printable(entry_.name), bytes, entry_.begin, entry_.end));
     entries.push_back(std::move(entry_));
     return true;
   }
@@ -186,17 +186,16 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
 
 // Entries in the order of their data; they must tile [0, data_bytes).
 void check_tiling(std::vector<Entry>& entries, uint64_t data_bytes, const std::string& what) {
-  std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
-    return std::tie(a.begin, a.end, a.name) < std::tie(b.begin, b.end, b.name);
-  });
+  std::sort(entries.begin(), entries.end(),
+            [](const Entry& a, const Entry& b) { return std::tie(a.begin, a.end, a.name) < std::tie(b.begin, b.end, b.name); });
   uint64_t at = 0;
   for (const Entry& e : entries) {
     if (e.begin != at)
-      throw Error(fmt::format("{}: the data of {} begin at byte {}, not where the former end, at {}", what, printable(e.name), e.begin, at));
+      throw Error(
+          fmt::format("{}: the data of {} begin at byte {}, not where the former end, at {}", what, printable(e.name), e.begin, at));
     at = e.end;
   }
-  if (at != data_bytes)
-    throw Error(fmt::format("{}: the tensors need {} bytes of data, but the file has {}", what, at, data_bytes));
+  if (at != data_bytes) throw Error(fmt::format("{}: the tensors need {} bytes of data, but the file has {}", what, at, data_bytes));
 }
 
 }  // namespace
@@ -219,7 +218,8 @@ std::string make_header(Header& header) {
   for (Entry& e : header.entries) {
     RZ_CHECK(names.insert(e.name).second, "a safetensors file cannot hold {} twice or at all", printable(e.name));
     e.begin = at;
-    at += static_cast<uint64_t>(checked_multiply(e.shape.numel(), static_cast<int64_t>(size_bytes(e.dtype)), "bytes of " + printable(e.name)));
+    at += static_cast<uint64_t>(
+        checked_multiply(e.shape.numel(), static_cast<int64_t>(size_bytes(e.dtype)), "bytes of " + printable(e.name)));
     e.end = at;
   }
   // Written entry by entry: an ordered_json object looks for duplicates linearly, which is quadratic for many tensors.
@@ -245,8 +245,8 @@ Header parse_header(std::string_view json, uint64_t file_bytes, const std::strin
   HeaderReader reader;
   const bool whole = !json.empty() && json.front() == '{' && nlohmann::json::sax_parse(json.begin(), json.end(), &reader);
   if (!whole || !reader.problem.empty())
-    throw Error(fmt::format("{} is not a safetensors file: {}", what,
-                            reader.problem.empty() ? "the header is not a JSON object" : reader.problem));
+    throw Error(
+        fmt::format("{} is not a safetensors file: {}", what, reader.problem.empty() ? "the header is not a JSON object" : reader.problem));
   Header header;
   header.data_offset = kLengthBytes + json.size();
   header.data_bytes = file_bytes - header.data_offset;

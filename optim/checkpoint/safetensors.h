@@ -33,7 +33,7 @@ struct Entry {
 struct Header {
   std::vector<Entry> entries;  // in the order of their data
   std::map<std::string, std::string> metadata;
-  uint64_t data_offset = 0;    // where the data start in the file
+  uint64_t data_offset = 0;  // where the data start in the file
   uint64_t data_bytes = 0;
 
   // Null when there is none. O(number of entries).

@@ -19,7 +19,11 @@ class Save {
  public:
   Save(FileSystem& files, const std::string& directory, const CheckpointInfo& info, std::span<const SliceToSave> slices,
        comm::Communicator& comm)
-      : files_(files), directory_(directory), slices_(slices), comm_(comm), what_(fmt::format("saving step {} to {}", info.step, directory)) {
+      : files_(files),
+        directory_(directory),
+        slices_(slices),
+        comm_(comm),
+        what_(fmt::format("saving step {} to {}", info.step, directory)) {
     manifest_.info = info;
     manifest_.info.world_size = comm.size();
   }
@@ -47,9 +51,7 @@ class Save {
  private:
   int64_t step() const { return manifest_.info.step; }
 
-  void on_rank_0(const std::function<void()>& work) {
-    agree(comm_, comm_.rank() == 0 ? failure_of(work) : Failure{}, what_);
-  }
+  void on_rank_0(const std::function<void()>& work) { agree(comm_, comm_.rank() == 0 ? failure_of(work) : Failure{}, what_); }
 
   // What all ranks together would write, checked on every rank before anything is: all see the same tables.
   void plan(int keep) {
@@ -69,7 +71,8 @@ class Save {
     for (StoredTensor& tensor : manifest_.tensors) check_coverage(tensor, what_);
     const auto states = gather_strings(comm_, fmt::format("{:016x}", digest_of(state)));
     for (size_t r = 1; r < states.size(); ++r)
-      if (states[r] != states[0]) throw Error(fmt::format("saving to {}: rank {} has another step, job, seed or state than rank 0", directory_, r));
+      if (states[r] != states[0])
+        throw Error(fmt::format("saving to {}: rank {} has another step, job, seed or state than rank 0", directory_, r));
     for (int r = 0; r < comm_.size(); ++r) manifest_.shards.push_back({shard_name(r, comm_.size()), 0, 0});
   }
 
@@ -87,7 +90,8 @@ class Save {
     for (const SliceToSave& slice : slices_) bytes += static_cast<uint64_t>(slice.end - slice.begin) * size_bytes(slice.dtype);
     run_in_rounds(comm_, bytes, what_, [&](uint64_t budget) {
       if (writer == nullptr)
-        writer = std::make_unique<ShardWriter>(files_, pending_->tmp_path(), manifest_.shards[static_cast<size_t>(comm_.rank())].file, slices_);
+        writer =
+            std::make_unique<ShardWriter>(files_, pending_->tmp_path(), manifest_.shards[static_cast<size_t>(comm_.rank())].file, slices_);
       writer->step(budget);
     });
     manifest_.shards[static_cast<size_t>(comm_.rank())] = writer->stored();
@@ -167,10 +171,10 @@ class Save {
   comm::Communicator& comm_;
   const std::string what_;
   Manifest manifest_;
-  std::string id_;              // the same on all ranks
+  std::string id_;  // the same on all ranks
   std::optional<PendingStep> pending_;
   std::map<std::pair<std::string, int64_t>, uint64_t> digests_;  // of own ranges, by tensor and begin
-  std::string manifest_bytes_;  // rank 0
+  std::string manifest_bytes_;                                   // rank 0
   std::vector<std::string> sweep_notes_;
 };
 

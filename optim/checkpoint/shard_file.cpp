@@ -11,14 +11,11 @@ namespace {
 uint64_t bytes_of(DType dtype, int64_t elements) { return static_cast<uint64_t>(elements) * size_bytes(dtype); }
 
 // A range that is the whole tensor keeps its shape, so that a checkpoint of one rank is a plain safetensors model file.
-Shape entry_shape(const Shape& full, int64_t begin, int64_t end) {
-  return begin == 0 && end == full.numel() ? full : Shape{end - begin};
-}
+Shape entry_shape(const Shape& full, int64_t begin, int64_t end) { return begin == 0 && end == full.numel() ? full : Shape{end - begin}; }
 
 }  // namespace
 
-ShardWriter::ShardWriter(FileSystem& files, const std::string& directory, const std::string& name,
-                         std::span<const SliceToSave> slices)
+ShardWriter::ShardWriter(FileSystem& files, const std::string& directory, const std::string& name, std::span<const SliceToSave> slices)
     : slices_(slices), file_(files.create_file(directory, name)), slice_digests_(slices.size(), 0) {
   std::unordered_map<std::string, size_t> index;
   for (size_t i = 0; i < slices.size(); ++i) {
@@ -78,8 +75,7 @@ std::vector<std::vector<RangeRef>> ranges_by_shard(const Manifest& manifest) {
   return out;
 }
 
-OpenShard::OpenShard(FileSystem& files, const std::string& step_path, const Manifest& manifest, int shard,
-                     std::span<const RangeRef> ranges)
+OpenShard::OpenShard(FileSystem& files, const std::string& step_path, const Manifest& manifest, int shard, std::span<const RangeRef> ranges)
     : file_(files.open_file(step_path, manifest.shards.at(static_cast<size_t>(shard)).file)) {
   const StoredShard& stored = manifest.shards[static_cast<size_t>(shard)];
   if (const uint64_t size = file_.size_bytes(); size != static_cast<uint64_t>(stored.bytes))
@@ -91,10 +87,10 @@ OpenShard::OpenShard(FileSystem& files, const std::string& step_path, const Mani
     const StoredRange& range = tensor.ranges[ref.range];
     std::string name = entry_name(tensor.name, tensor.shape, range.begin, range.end);
     const auto found = entries_.find(name);
-    const char* problem = found == entries_.end()                                                       ? "is missing"
-                          : found->second->dtype != tensor.dtype                                        ? "has another type"
+    const char* problem = found == entries_.end()                                                     ? "is missing"
+                          : found->second->dtype != tensor.dtype                                      ? "has another type"
                           : found->second->shape != entry_shape(tensor.shape, range.begin, range.end) ? "has another shape"
-                                                                                                        : nullptr;
+                                                                                                      : nullptr;
     if (problem != nullptr) throw Error(fmt::format("{} is damaged: {} {}", file_.path(), printable(name), problem));
     ranges_.emplace(std::move(name), ref);
   }
@@ -107,7 +103,11 @@ uint64_t OpenShard::offset_of(const StoredTensor& tensor, const StoredRange& ran
 }
 
 ShardVerifier::ShardVerifier(FileSystem& files, std::string step_path, const Manifest& manifest, std::vector<int> shards)
-    : files_(files), step_path_(std::move(step_path)), manifest_(manifest), shards_(std::move(shards)), ranges_(ranges_by_shard(manifest)) {}
+    : files_(files),
+      step_path_(std::move(step_path)),
+      manifest_(manifest),
+      shards_(std::move(shards)),
+      ranges_(ranges_by_shard(manifest)) {}
 
 ShardVerifier::~ShardVerifier() = default;
 
@@ -132,8 +132,8 @@ void ShardVerifier::check_entry(const safetensors::Entry& entry) const {
   const StoredTensor& tensor = manifest_.tensors[ref.tensor];
   const StoredRange& range = tensor.ranges[ref.range];
   if (entry_digest_.value() != range.digest)
-    throw Error(fmt::format("{} is damaged: the digest of elements [{}, {}) of tensor {} does not match", open_->file().path(),
-                            range.begin, range.end, printable(tensor.name)));
+    throw Error(fmt::format("{} is damaged: the digest of elements [{}, {}) of tensor {} does not match", open_->file().path(), range.begin,
+                            range.end, printable(tensor.name)));
 }
 
 // The next bytes of the open shard. Its entries tile the data, so each byte is of the header or of the current entry.
@@ -183,8 +183,8 @@ SliceReader::SliceReader(FileSystem& files, std::string step_path, const Manifes
                                          [](const StoredTensor& t, const std::string& name) { return t.name < name; });
     RZ_CHECK(tensor != manifest.tensors.end() && tensor->name == slice.name, "{} is not in the checkpoint", printable(slice.name));
     // The first range that ends behind the slice's begin; ranges are ascending and tile the tensor.
-    auto range = std::partition_point(tensor->ranges.begin(), tensor->ranges.end(),
-                                      [&](const StoredRange& r) { return r.end <= slice.begin; });
+    auto range =
+        std::partition_point(tensor->ranges.begin(), tensor->ranges.end(), [&](const StoredRange& r) { return r.end <= slice.begin; });
     for (; range != tensor->ranges.end() && range->begin < slice.end; ++range) {
       const int64_t begin = std::max(range->begin, slice.begin), end = std::min(range->end, slice.end);
       if (begin >= end) continue;
@@ -225,8 +225,8 @@ bool SliceReader::step(uint64_t budget) {
 void check_no_extra_shards(FileSystem& files, const std::string& step_path, const Manifest& manifest) {
   for (const auto& entry : files.list(step_path)) {
     if (!entry.name.ends_with(".safetensors")) continue;
-    const bool known = std::any_of(manifest.shards.begin(), manifest.shards.end(),
-                                   [&](const StoredShard& shard) { return shard.file == entry.name; });
+    const bool known =
+        std::any_of(manifest.shards.begin(), manifest.shards.end(), [&](const StoredShard& shard) { return shard.file == entry.name; });
     if (!known) throw Error(fmt::format("{} does not belong to this checkpoint", join(step_path, printable(entry.name))));
   }
 }

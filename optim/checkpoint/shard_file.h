@@ -99,10 +99,10 @@ class ShardVerifier {
   std::vector<int> shards_;
   std::vector<std::vector<RangeRef>> ranges_;
   std::shared_ptr<Storage> buffer_;
-  size_t next_ = 0;                  // into shards_
+  size_t next_ = 0;  // into shards_
   std::unique_ptr<OpenShard> open_;
-  uint64_t at_ = 0;                  // bytes of the open shard read so far
-  size_t entry_ = 0;                 // of the open shard
+  uint64_t at_ = 0;   // bytes of the open shard read so far
+  size_t entry_ = 0;  // of the open shard
   Digest file_digest_;
   Digest entry_digest_;
 };
@@ -130,8 +130,8 @@ class SliceReader {
   std::vector<std::vector<RangeRef>> ranges_;
   std::vector<Extent> extents_;  // by shard
   uint64_t total_bytes_ = 0;
-  size_t next_ = 0;              // into extents_
-  uint64_t read_ = 0;            // bytes of the current extent
+  size_t next_ = 0;    // into extents_
+  uint64_t read_ = 0;  // bytes of the current extent
   int open_shard_ = -1;
   std::unique_ptr<OpenShard> open_;
 };

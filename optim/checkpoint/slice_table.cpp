@@ -91,8 +91,8 @@ std::vector<StoredTensor> merge_rows(const std::vector<std::vector<SliceRow>>& r
       const auto [at, is_new] = merged.try_emplace(row.name, StoredTensor{row.name, row.dtype, row.shape, {}}, rank);
       auto& [tensor, first_rank] = at->second;
       if (!is_new && (tensor.dtype != row.dtype || tensor.shape != row.shape))
-        throw Error(fmt::format("ranks disagree on tensor {}: {} on rank {}, {}{} on rank {}", printable(row.name),
-                                type_and_shape(tensor), first_rank, name(row.dtype), row.shape.str(), rank));
+        throw Error(fmt::format("ranks disagree on tensor {}: {} on rank {}, {}{} on rank {}", printable(row.name), type_and_shape(tensor),
+                                first_rank, name(row.dtype), row.shape.str(), rank));
       if (row.begin < row.end) tensor.ranges.push_back({rank, row.begin, row.end, 0});
     }
   }
@@ -106,8 +106,7 @@ std::vector<StoredTensor> merge_rows(const std::vector<std::vector<SliceRow>>& r
   return tensors;
 }
 
-std::string differences(const Manifest& manifest, const std::vector<StoredTensor>& wanted,
-                        const std::vector<std::string>& skip_prefixes) {
+std::string differences(const Manifest& manifest, const std::vector<StoredTensor>& wanted, const std::vector<std::string>& skip_prefixes) {
   std::string text;
   const auto skipped = [&](const std::string& name) {
     return std::any_of(skip_prefixes.begin(), skip_prefixes.end(), [&](const std::string& prefix) { return name.starts_with(prefix); });

@@ -33,7 +33,6 @@ std::vector<SliceRow> unpack_rows(std::string_view bytes);
 std::vector<StoredTensor> merge_rows(const std::vector<std::vector<SliceRow>>& rows_of_ranks);
 
 // Every difference between what the checkpoint at `path` holds and what was asked for, one line each; empty if none.
-std::string differences(const Manifest& manifest, const std::vector<StoredTensor>& wanted,
-                        const std::vector<std::string>& skip_prefixes);
+std::string differences(const Manifest& manifest, const std::vector<StoredTensor>& wanted, const std::vector<std::string>& skip_prefixes);
 
 }  // namespace rz::optim::checkpoint

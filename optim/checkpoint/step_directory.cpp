@@ -37,9 +37,7 @@ bool parse_folder_name(std::string_view name, StepFolder& folder) {
 
 std::string step_name(int64_t step) { return fmt::format("step-{}", step); }
 
-std::string step_name(int64_t step, const char* state, const std::string& id) {
-  return fmt::format("step-{}.{}-{}", step, state, id);
-}
+std::string step_name(int64_t step, const char* state, const std::string& id) { return fmt::format("step-{}.{}-{}", step, state, id); }
 
 std::string make_run_id() {
   std::random_device device;
@@ -53,9 +51,8 @@ std::vector<StepFolder> list_folders(FileSystem& files, const std::string& direc
     StepFolder folder;
     if (entry.is_directory && parse_folder_name(entry.name, folder)) folders.push_back(std::move(folder));
   }
-  std::sort(folders.begin(), folders.end(), [](const StepFolder& a, const StepFolder& b) {
-    return std::tie(a.step, a.state, a.name) < std::tie(b.step, b.state, b.name);
-  });
+  std::sort(folders.begin(), folders.end(),
+            [](const StepFolder& a, const StepFolder& b) { return std::tie(a.step, a.state, a.name) < std::tie(b.step, b.state, b.name); });
   return folders;
 }
 
@@ -105,7 +102,7 @@ void PendingStep::commit() {
   if (files_.is_directory(final_path_)) {
     files_.rename(final_path_, old_path_);
     old_moved_ = true;
-    files_.sync_directory(directory_);
+    files_.sync_directory(directory_);  // one of the two names is durable at any time, even where renames are reordered
   }
   files_.rename(tmp_path_, final_path_);
   committed_ = true;

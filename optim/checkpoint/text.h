@@ -12,8 +12,10 @@ namespace rz::optim::checkpoint {
 inline std::string printable(std::string_view name) {
   std::string out = "'";
   for (const char c : name.substr(0, 200)) {
-    if (c >= 0x20 && c < 0x7f) out += c;
-    else out += fmt::format("\\x{:02x}", static_cast<unsigned char>(c));
+    if (c >= 0x20 && c < 0x7f)
+      out += c;
+    else
+      out += fmt::format("\\x{:02x}", static_cast<unsigned char>(c));
   }
   return out + (name.size() > 200 ? "...'" : "'");
 }

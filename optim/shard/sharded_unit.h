@@ -31,6 +31,8 @@ class ShardedUnit {
   // The parameters of `plan` have the type precision.weights.
   ShardedUnit(BucketPlan plan, const ShardingPolicy& policy, const Precision& precision, const Accumulation& accumulation, comm::Order order,
               comm::Communicator& comm);
+  // Waits for what is still on the wire: its buffers must not go before that.
+  ~ShardedUnit();
 
   const std::string& name() const { return plan_.name; }
   const FlatLayout& layout() const { return layout_; }

@@ -18,14 +18,13 @@ class Conformance : public ::testing::TestWithParam<int> {};
 TEST_P(Conformance, EveryCollectiveSizeTypeOperationAndOrder) {
   constexpr size_t kSegmentBytes = 256;
   std::atomic<int> ran{0};
-  testing::run_on_ranks(
-      GetParam(),
-      [&](Communicator& comm) {
-        EXPECT_EQ(comm.size(), GetParam());
-        for (const std::string& f : testing::check_conformance(comm, kSegmentBytes)) ADD_FAILURE() << f;
-        ++ran;
-      },
-      {.segment_bytes = kSegmentBytes});
+  testing::run_on_ranks(GetParam(),
+                        [&](Communicator& comm) {
+                          EXPECT_EQ(comm.size(), GetParam());
+                          for (const std::string& f : testing::check_conformance(comm, kSegmentBytes)) ADD_FAILURE() << f;
+                          ++ran;
+                        },
+                        {.segment_bytes = kSegmentBytes});
   EXPECT_EQ(ran, GetParam());
 }
 

@@ -81,10 +81,14 @@ const Mismatch kMismatches[] = {
     {"count, ordered", [](Communicator& c) { reduce(c, 100, ReduceOp::sum, "g", Order::ordered); },
      [](Communicator& c) { reduce(c, 4000, ReduceOp::sum, "g", Order::ordered); }, "count"},
     {"op", [](Communicator& c) { reduce(c, 100); }, [](Communicator& c) { reduce(c, 100, ReduceOp::max); }, "op"},
-    {"order", [](Communicator& c) { reduce(c, 100); },
-     [](Communicator& c) { reduce(c, 100, ReduceOp::sum, "gradient", Order::ordered); }, "order"},
+    {"order", [](Communicator& c) { reduce(c, 100); }, [](Communicator& c) { reduce(c, 100, ReduceOp::sum, "gradient", Order::ordered); },
+     "order"},
     {"name", [](Communicator& c) { reduce(c, 100); }, [](Communicator& c) { reduce(c, 100, ReduceOp::sum, "weights"); }, "name"},
-    {"missing", [](Communicator& c) { reduce(c, 100); reduce(c, 101, ReduceOp::sum, "next"); },
+    {"missing",
+     [](Communicator& c) {
+       reduce(c, 100);
+       reduce(c, 101, ReduceOp::sum, "next");
+     },
      [](Communicator& c) { reduce(c, 101, ReduceOp::sum, "next"); }, "count"},
 };
 INSTANTIATE_TEST_SUITE_P(EveryWay, MismatchTest, ::testing::ValuesIn(kMismatches));
@@ -170,7 +174,8 @@ TEST(Faults, StoppedRankIsNamedWithinTheDeadline) {
           },
           hub);
       for (int r = 0; r < n; ++r) {
-        EXPECT_THAT(errors[static_cast<size_t>(r)], HasSubstr(fmt::format("no answer from rank {}: dead or stopped", victim))) << r << "/" << n;
+        EXPECT_THAT(errors[static_cast<size_t>(r)], HasSubstr(fmt::format("no answer from rank {}: dead or stopped", victim)))
+            << r << "/" << n;
         EXPECT_THAT(errors[static_cast<size_t>(r)], HasSubstr("gradient(all_reduce, f32, 4096)"));
       }
     }
@@ -236,17 +241,16 @@ TEST(Faults, LaterOperationsFailWithTheSameText) {
 
 // No false alarm: a rank that takes its time, but less than the deadline, again and again.
 TEST(Faults, SlowRankIsNoFault) {
-  testing::run_on_ranks(
-      3,
-      [](Communicator& comm) {
-        for (int i = 0; i < 3; ++i) {
-          if (comm.rank() == i) std::this_thread::sleep_for(std::chrono::milliseconds(850));
-          reduce(comm, 1000);
-        }
-        // One that finishes long after the others is waited for.
-        if (comm.rank() == 1) std::this_thread::sleep_for(std::chrono::milliseconds(1500));
-      },
-      kBounded);
+  testing::run_on_ranks(3,
+                        [](Communicator& comm) {
+                          for (int i = 0; i < 3; ++i) {
+                            if (comm.rank() == i) std::this_thread::sleep_for(std::chrono::milliseconds(1200));
+                            reduce(comm, 1000);
+                          }
+                          // One that finishes long after the others is waited for.
+                          if (comm.rank() == 1) std::this_thread::sleep_for(std::chrono::milliseconds(2500));
+                        },
+                        {.deadline_s = 2});
 }
 
 TEST(Launch, ExitCodesAndOutput) {

@@ -52,8 +52,10 @@ void fault(Communicator& comm, const std::string& what) {
   if (what == "count") {
     reduce(comm, is_odd ? 150'000 : 100'000, "gradient");
   } else if (what == "kind") {
-    if (is_odd) comm.barrier({.name = "end"}).wait();
-    else reduce(comm, 100'000, "gradient");
+    if (is_odd)
+      comm.barrier({.name = "end"}).wait();
+    else
+      reduce(comm, 100'000, "gradient");
   } else if (what == "missing") {
     if (!is_odd) reduce(comm, 100'000, "gradient");
     reduce(comm, 10, "next");
@@ -100,7 +102,9 @@ int main(int argc, char** argv) {
   options.segment_bytes = argc > 3 ? std::strtoull(argv[3], nullptr, 10) : 0;
   options.message_limit_bytes = argc > 4 ? std::strtoull(argv[4], nullptr, 10) : 0;
   return run_ranks(options, [&](Communicator& comm) {
-    if (what == "conformance") conformance(comm, ranks, options.segment_bytes == 0 ? 256 * 1024 : options.segment_bytes);
-    else fault(comm, what);
+    if (what == "conformance")
+      conformance(comm, ranks, options.segment_bytes == 0 ? 256 * 1024 : options.segment_bytes);
+    else
+      fault(comm, what);
   });
 }

@@ -84,7 +84,8 @@ void check_order(int n) {
               const comm::Chunk c = chunk_of(kCount, comm.rank(), n);
               std::vector<T> own(c.length());
               comm.reduce_scatter(full.data(), own.data(), kCount, dtype_of<T>, op, {.order = order}).wait();
-              EXPECT_TRUE(same_bits(own, std::vector<T>(want.begin() + static_cast<long>(c.begin), want.begin() + static_cast<long>(c.end))));
+              EXPECT_TRUE(
+                  same_bits(own, std::vector<T>(want.begin() + static_cast<long>(c.begin), want.begin() + static_cast<long>(c.end))));
             }
           },
           {.segment_bytes = segment});
@@ -92,10 +93,18 @@ void check_order(int n) {
   }
 }
 
-TEST(Order, Float32) { for (const int n : {2, 3, 4, 5}) check_order<float>(n); }
-TEST(Order, BFloat16) { for (const int n : {3, 4}) check_order<bf16>(n); }
-TEST(Order, Float16) { for (const int n : {3, 4}) check_order<f16>(n); }
-TEST(Order, Float64) { for (const int n : {3, 4}) check_order<double>(n); }
+TEST(Order, Float32) {
+  for (const int n : {2, 3, 4, 5}) check_order<float>(n);
+}
+TEST(Order, BFloat16) {
+  for (const int n : {3, 4}) check_order<bf16>(n);
+}
+TEST(Order, Float16) {
+  for (const int n : {3, 4}) check_order<f16>(n);
+}
+TEST(Order, Float64) {
+  for (const int n : {3, 4}) check_order<double>(n);
+}
 
 // Negative control: a ring that starts at another rank, or rank order instead of ring order, is seen at three ranks and more.
 TEST(Order, AnotherOrderHasOtherBits) {

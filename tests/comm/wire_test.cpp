@@ -45,11 +45,11 @@ TEST(Wire, BytesPerRankAreTheClosedForm) {
               });
               EXPECT_EQ(scatter.sent_bytes, n == 1 ? 0 : all - chunk(r));
             }
-            const WireCount gather = counted(comm, CollectiveKind::all_gather, [&] {
-              comm.all_gather(own.data(), data.data(), count, DType::f32).wait();
-            });
+            const WireCount gather =
+                counted(comm, CollectiveKind::all_gather, [&] { comm.all_gather(own.data(), data.data(), count, DType::f32).wait(); });
             EXPECT_EQ(gather.sent_bytes, n == 1 ? 0 : all - chunk(r + 1));
-            const WireCount cast = counted(comm, CollectiveKind::broadcast, [&] { comm.broadcast(data.data(), count, DType::f32, 0).wait(); });
+            const WireCount cast =
+                counted(comm, CollectiveKind::broadcast, [&] { comm.broadcast(data.data(), count, DType::f32, 0).wait(); });
             EXPECT_EQ(cast.sent_bytes, r == n - 1 ? 0 : all);
             EXPECT_EQ(cast.received_bytes, r == 0 ? 0 : all);
           }

@@ -10,8 +10,8 @@
 namespace rz::optim::checkpoint {
 namespace {
 
-using ::testing::HasSubstr;
 using testing::FaultyFileSystem;
+using ::testing::HasSubstr;
 namespace pb = ::ringzero::checkpoint;
 
 const std::string kStep2 = "/run/checkpoint/step-2";
@@ -76,8 +76,9 @@ TEST_F(CheckpointDamage, OneFlippedBitAnywhere) {
 
 TEST_F(CheckpointDamage, AFlippedBitOfATensorNamesIt) {
   files_.contents(shard_path(1))->back() ^= 4;
-  expect_fallback("step-2/shard-00001-of-00002.safetensors is damaged: the digest of elements [2, 3) of tensor 'model.odd \"bytes\" \\ \\xc3\\xa9' "
-                  "does not match");
+  expect_fallback(
+      "step-2/shard-00001-of-00002.safetensors is damaged: the digest of elements [2, 3) of tensor 'model.odd \"bytes\" \\ \\xc3\\xa9' "
+      "does not match");
 }
 
 TEST_F(CheckpointDamage, EveryTruncationAndATrailingByte) {
@@ -90,6 +91,16 @@ TEST_F(CheckpointDamage, EveryTruncationAndATrailingByte) {
     }
     bytes = whole + '\0';
     EXPECT_THAT(verify_error(), HasSubstr(path));
+    bytes = whole;
+  }
+}
+
+TEST_F(CheckpointDamage, BytesThatNoDigestCovers) {
+  for (const char* unknown_field : {"\x1a\x01x", "\x20\x01"}) {
+    std::string& bytes = *files_.contents(kManifest);
+    const std::string whole = bytes;
+    bytes += unknown_field;
+    EXPECT_THAT(verify_error(), HasSubstr("bytes that belong to nothing"));
     bytes = whole;
   }
 }
@@ -172,8 +183,12 @@ TEST_F(CheckpointDamage, ManifestsThatLie) {
       {"has another type", [&](pb::Manifest& m) { weight(m)->set_dtype("i32"); }},
       {"is negative", [&](pb::Manifest& m) { weight(m)->set_shape(0, -7); }},
       {"overflows", [&](pb::Manifest& m) { weight(m)->set_shape(0, int64_t{1} << 61); }},
-      {"overflows", [&](pb::Manifest& m) { weight(m)->set_shape(0, 0), weight(m)->set_shape(1, int64_t{1} << 62), weight(m)->add_shape(4); }},
-      {"dimensions", [&](pb::Manifest& m) { for (int i = 0; i < 9; ++i) weight(m)->add_shape(1); }},
+      {"overflows",
+       [&](pb::Manifest& m) { weight(m)->set_shape(0, 0), weight(m)->set_shape(1, int64_t{1} << 62), weight(m)->add_shape(4); }},
+      {"dimensions",
+       [&](pb::Manifest& m) {
+         for (int i = 0; i < 9; ++i) weight(m)->add_shape(1);
+       }},
       {"elements [77, 84) of tensor", [&](pb::Manifest& m) { weight(m)->set_shape(0, 7), weight(m)->set_shape(1, 12); }},
       {"refers to shard 2 of 2", [&](pb::Manifest& m) { weight(m)->mutable_ranges(0)->set_shard(2); }},
       {"refers to shard -1", [&](pb::Manifest& m) { weight(m)->mutable_ranges(0)->set_shard(-1); }},
@@ -213,12 +228,19 @@ TEST_F(CheckpointDamage, Noise) {
     for (uint64_t edits = 1 + random() % 4; edits > 0; --edits) {
       const size_t at = random() % noisy.size();
       switch (random() % 4) {
-        case 0: noisy[at] = static_cast<char>(random()); break;
-        case 1: noisy.erase(at, 1 + random() % 9); break;
-        case 2: noisy.insert(at, noisy.substr(random() % noisy.size(), random() % 40)); break;
-        default: noisy[at] = static_cast<char>(0xff);
+        case 0:
+          noisy[at] = static_cast<char>(random());
+          break;
+        case 1:
+          noisy.erase(at, 1 + random() % 9);
+          break;
+        case 2:
+          noisy.insert(at, noisy.substr(random() % noisy.size(), random() % 40));
+          break;
+        default:
+          noisy[at] = static_cast<char>(0xff);
       }
-      if (noisy.empty()) noisy = "x";
+      if (noisy.empty()) noisy.push_back('x');
     }
     if (valid_digest) {
       file.set_manifest(noisy);

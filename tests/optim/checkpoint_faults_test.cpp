@@ -12,8 +12,8 @@ namespace rz::optim::checkpoint {
 namespace {
 
 using ::testing::ElementsAre;
-using ::testing::HasSubstr;
 using testing::FaultyFileSystem;
+using ::testing::HasSubstr;
 using PowerLoss = FaultyFileSystem::PowerLoss;
 
 // A directory before a save, the save, and what may be loaded if it does not come to its end.
@@ -22,6 +22,7 @@ struct Scenario {
   std::unique_ptr<FaultyFileSystem> before;
   int64_t step;
   int64_t old_step;  // -1: none
+  bool has_leftovers = false;
 };
 
 std::unique_ptr<FaultyFileSystem> with_steps(std::vector<int64_t> steps) {
@@ -30,22 +31,25 @@ std::unique_ptr<FaultyFileSystem> with_steps(std::vector<int64_t> steps) {
   return files;
 }
 
-std::vector<Scenario> scenarios() {
-  std::vector<Scenario> out;
-  out.push_back({"the first", std::make_unique<FaultyFileSystem>(), 3, -1});
-  out.push_back({"the third", with_steps({1, 2}), 3, 2});
-  out.push_back({"the same step again", with_steps({1, 2}), 2, 2});
-  // As a process leaves it that died between moving the former step-2 and putting the new one in its place.
+// As a process leaves it that died between moving the former step-2 and putting the new one in its place.
+std::unique_ptr<FaultyFileSystem> after_a_death_in_mid_commit() {
   auto leftovers = with_steps({1, 2});
   leftovers->rename("/run/checkpoint/step-2", "/run/checkpoint/step-2.old-dead");
   leftovers->create_directory("/run/checkpoint/step-2.tmp-dead");
   leftovers->put("/run/checkpoint/step-2.tmp-dead/shard-00000-of-00002.safetensors", "half");
   leftovers->create_directory("/run/checkpoint/step-0.trash-dead");
   leftovers->sync_directory("/run/checkpoint");
-  out.push_back({"after a death in mid-commit", std::move(leftovers), 2, 2});
-  return out;
+  return leftovers;
 }
 
+std::vector<Scenario> scenarios() {
+  std::vector<Scenario> out;
+  out.push_back({"the first", std::make_unique<FaultyFileSystem>(), 3, -1});
+  out.push_back({"the third", with_steps({1, 2}), 3, 2});
+  out.push_back({"the same step again", with_steps({1, 2}), 2, 2});
+  out.push_back({"after a death in mid-commit", after_a_death_in_mid_commit(), 2, 2, true});
+  return out;
+}
 // What a rank's save or load ended with.
 template <class Work>
 std::string error_of(Work&& work) {
@@ -68,7 +72,9 @@ class EveryCall : public ::testing::Test {
     for (const Scenario& scenario : scenarios()) {
       int64_t hits = 0;
       testing::run_on_ranks(2, [&](comm::Communicator& comm) {
-        for (int64_t k = 0; hit(comm, scenario, fault, k); ++k) hits = k + 1;
+        int64_t k = 0;
+        while (hit(comm, scenario, fault, k)) ++k;
+        if (comm.rank() == 0) hits = k;
       });
       EXPECT_GT(hits, 40) << scenario.name;
     }
@@ -97,6 +103,8 @@ class EveryCall : public ::testing::Test {
     on_rank_0(comm, [&] {
       was_hit_ = k < files_->calls();
       call_ = files_->call(k);
+      names_ = files_->names(kDirectory);
+      names_before_ = FaultyFileSystem(*scenario.before).names(kDirectory);
       files_->heal();
     });
     const std::string what = fmt::format("saving {}, call {} ({}): {}", scenario.name, k, call_, error);
@@ -109,6 +117,8 @@ class EveryCall : public ::testing::Test {
     if (must == Must::old_one) {
       EXPECT_THAT(error, HasSubstr("rank "));
       EXPECT_THAT(error, HasSubstr("Input/output error"));
+      // Undone, not just survived.
+      EXPECT_EQ(names_, scenario.has_leftovers ? names_ : names_before_);
     }
     expect_loadable(comm, *files_, scenario, must);
     for (const PowerLoss loss : {PowerLoss::drop_unsynced, PowerLoss::keep_names, PowerLoss::random}) {
@@ -150,10 +160,20 @@ class EveryCall : public ::testing::Test {
   std::unique_ptr<FaultyFileSystem> files_, dark_;
   bool was_hit_ = false, go_on_ = true;
   std::string call_;
+  std::vector<std::string> names_, names_before_;
 };
 
 TEST_F(EveryCall, TheProcessDies) { run(Fault::die); }
 TEST_F(EveryCall, TheCallFails) { run(Fault::fail); }
+
+TEST(CheckpointFaults, WhatADeathLeftIsPutInOrder) {
+  const auto files = after_a_death_in_mid_commit();
+  EXPECT_THAT(list_steps(*files, kDirectory), ElementsAre(1, 2));
+  EXPECT_EQ(load_step(*files, 2).info.step, 2);
+  EXPECT_EQ(save_step(*files, 3).error(), "");
+  EXPECT_THAT(files->names(kDirectory), ElementsAre("step-2", "step-3"));
+  EXPECT_EQ(load_step(*files, 2).info.step, 2);
+}
 
 // The negative control of power loss: where syncing does nothing, the tests above would see it.
 TEST(CheckpointFaults, WithoutSyncsAPowerLossIsSeen) {
@@ -198,15 +218,11 @@ TEST(CheckpointFaults, ErrorsNameRankPathAndCause) {
     const char* expected;
   };
   for (const Row& row : {Row{"create /run/checkpoint/step-3.tmp-", EACCES, "rank 0/3: cannot create /run/checkpoint/step-3.tmp-"},
-                         Row{"shard-00001", EIO, "rank 1/3: cannot create"},
-                         Row{"safetensors", ENOSPC, "; rank 2/3: cannot create"},
+                         Row{"shard-00001", EIO, "rank 1/3: cannot create"}, Row{"safetensors", ENOSPC, "; rank 2/3: cannot create"},
                          Row{"manifest.pb", EDQUOT, "rank 0/3: cannot create"},
-                         Row{"write /run/checkpoint/step-3.tmp", EFBIG, "File too large"},
-                         Row{"close", EIO, "cannot close"},
-                         Row{"sync /run", EIO, "cannot sync /run"},
-                         Row{"sync directory /run/checkpoint", EIO, "cannot sync directory"},
-                         Row{"mkdir /run/checkpoint/step-3", EMLINK, "cannot create directory"},
-                         Row{"rename", EXDEV, "cannot rename"}}) {
+                         Row{"write /run/checkpoint/step-3.tmp", EFBIG, "File too large"}, Row{"close", EIO, "cannot close"},
+                         Row{"sync /run", EIO, "cannot sync /run"}, Row{"sync directory /run/checkpoint", EIO, "cannot sync directory"},
+                         Row{"mkdir /run/checkpoint/step-3", EMLINK, "cannot create directory"}, Row{"rename", EXDEV, "cannot rename"}}) {
     const auto files = with_steps({1});
     files->heal();
     files->fail_matching(row.call, row.code);

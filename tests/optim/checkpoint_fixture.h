@@ -72,8 +72,7 @@ inline void fill(const ModelTensor& tensor, int64_t begin, int64_t end, uint64_t
   const size_t width = size_bytes(tensor.dtype);
   const Random random(salt, tensor.name);
   bytes.resize(static_cast<size_t>(end - begin) * width);
-  for (size_t i = 0; i < bytes.size(); ++i)
-    bytes[i] = static_cast<std::byte>(random.bits(static_cast<uint64_t>(begin) * width + i));
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::byte>(random.bits(static_cast<uint64_t>(begin) * width + i));
 }
 
 inline CheckpointInfo info_of(int64_t step, int64_t salt = 0) {
@@ -92,7 +91,9 @@ struct Outcome {
   std::vector<std::string> errors;  // by rank, empty where it went well
   CheckpointInfo info;
   SaveResult result;
-  bool ok() const { return std::all_of(errors.begin(), errors.end(), [](const auto& e) { return e.empty(); }); }
+  bool ok() const {
+    return std::all_of(errors.begin(), errors.end(), [](const auto& e) { return e.empty(); });
+  }
   // The error, which must be the same on all ranks.
   std::string error() const {
     for (const auto& e : errors) EXPECT_EQ(e, errors[0]);

@@ -18,8 +18,8 @@ namespace rz::optim::checkpoint {
 namespace {
 
 using ::testing::ElementsAre;
-using ::testing::HasSubstr;
 using testing::FaultyFileSystem;
+using ::testing::HasSubstr;
 
 TEST(Checkpoint, EveryPartitionToEveryOther) {
   for (const int writers : {1, 2, 3, 5}) {
@@ -187,12 +187,12 @@ class BadSlices : public ::testing::Test {
   std::string error_of(const std::function<void(int rank, std::vector<SliceToSave>&, CheckpointInfo&)>& spoil) {
     const std::vector<float> values(8, 1.0f);
     const std::string error = on_ranks(2, [&](comm::Communicator& comm, Outcome&) {
-      const int64_t half = comm.rank() * 4;
-      std::vector<SliceToSave> slices{{"w", DType::f32, {8}, half, half + 4, values.data()}};
-      CheckpointInfo info = info_of(3);
-      spoil(comm.rank(), slices, info);
-      save(files_, kDirectory, info, slices, comm);
-    }).error();
+                                const int64_t half = comm.rank() * 4;
+                                std::vector<SliceToSave> slices{{"w", DType::f32, {8}, half, half + 4, values.data()}};
+                                CheckpointInfo info = info_of(3);
+                                spoil(comm.rank(), slices, info);
+                                save(files_, kDirectory, info, slices, comm);
+                              }).error();
     EXPECT_EQ(files_.names("/").size(), 0u);
     return error;
   }
@@ -201,15 +201,38 @@ class BadSlices : public ::testing::Test {
 
 TEST_F(BadSlices, AreErrorsOnEveryRank) {
   using Slices = std::vector<SliceToSave>;
-  EXPECT_THAT(error_of([](int r, Slices& s, CheckpointInfo&) { if (r == 1) s.clear(); }), HasSubstr("elements [4, 8) of tensor 'w' are missing"));
-  EXPECT_THAT(error_of([](int r, Slices& s, CheckpointInfo&) { if (r == 1) s[0].begin = 3; }), HasSubstr("elements [3, 4) of tensor 'w' are there more than once"));
-  EXPECT_THAT(error_of([](int r, Slices& s, CheckpointInfo&) { if (r == 0) s[0].end = 3; }), HasSubstr("elements [3, 4) of tensor 'w' are missing"));
-  EXPECT_THAT(error_of([](int r, Slices& s, CheckpointInfo&) { if (r == 1) s[0].dtype = DType::i32; }),
+  EXPECT_THAT(error_of([](int r, Slices& s, CheckpointInfo&) {
+                if (r == 1) s.clear();
+              }),
+              HasSubstr("elements [4, 8) of tensor 'w' are missing"));
+  EXPECT_THAT(error_of([](int r, Slices& s, CheckpointInfo&) {
+                if (r == 1) s[0].begin = 3;
+              }),
+              HasSubstr("elements [3, 4) of tensor 'w' are there more than once"));
+  EXPECT_THAT(error_of([](int r, Slices& s, CheckpointInfo&) {
+                if (r == 0) s[0].end = 3;
+              }),
+              HasSubstr("elements [3, 4) of tensor 'w' are missing"));
+  EXPECT_THAT(error_of([](int r, Slices& s, CheckpointInfo&) {
+                if (r == 1) s[0].dtype = DType::i32;
+              }),
               HasSubstr("ranks disagree on tensor 'w': f32[8] on rank 0, i32[8] on rank 1"));
-  EXPECT_THAT(error_of([](int r, Slices& s, CheckpointInfo&) { if (r == 1) s[0].data = nullptr; }), HasSubstr("rank 1/2: slice [4, 8) of 'w' has no data"));
-  EXPECT_THAT(error_of([](int r, Slices& s, CheckpointInfo&) { if (r == 1) s[0].end = 9; }), HasSubstr("is not within its 8 elements"));
-  EXPECT_THAT(error_of([](int r, Slices&, CheckpointInfo& i) { if (r == 1) i.step = 4; }), HasSubstr("rank 1 has another step"));
-  EXPECT_THAT(error_of([](int r, Slices&, CheckpointInfo& i) { if (r == 1) i.scalars["x"] = 1; }), HasSubstr("rank 1 has another step"));
+  EXPECT_THAT(error_of([](int r, Slices& s, CheckpointInfo&) {
+                if (r == 1) s[0].data = nullptr;
+              }),
+              HasSubstr("rank 1/2: slice [4, 8) of 'w' has no data"));
+  EXPECT_THAT(error_of([](int r, Slices& s, CheckpointInfo&) {
+                if (r == 1) s[0].end = 9;
+              }),
+              HasSubstr("is not within its 8 elements"));
+  EXPECT_THAT(error_of([](int r, Slices&, CheckpointInfo& i) {
+                if (r == 1) i.step = 4;
+              }),
+              HasSubstr("rank 1 has another step"));
+  EXPECT_THAT(error_of([](int r, Slices&, CheckpointInfo& i) {
+                if (r == 1) i.scalars["x"] = 1;
+              }),
+              HasSubstr("rank 1 has another step"));
 }
 
 // The machine's own file system, in a folder of its own.
@@ -258,7 +281,9 @@ TEST_F(OnDisk, SymbolicLinksAndOtherThingsInAShardsPlace) {
 TEST_F(OnDisk, PathsThatCannotBeDirectories) {
   std::ofstream(root_ + "/a") << "a file";
   EXPECT_THAT(save_step(files_, 1, job_).error(), HasSubstr("rank 0/2: cannot"));
-  const auto prepare = [&] { return on_ranks(2, [&](comm::Communicator& comm, Outcome&) { prepare_directory(files_, job_.directory, comm); }).error(); };
+  const auto prepare = [&] {
+    return on_ranks(2, [&](comm::Communicator& comm, Outcome&) { prepare_directory(files_, job_.directory, comm); }).error();
+  };
   EXPECT_THAT(prepare(), HasSubstr("Not a directory"));
   std::filesystem::remove(root_ + "/a");
   EXPECT_EQ(prepare(), "");

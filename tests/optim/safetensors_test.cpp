@@ -68,7 +68,8 @@ TEST(Safetensors, ReadsWhatItWrites) {
 TEST(Safetensors, FilesOfOtherWriters) {
   // Fields and tensors in any order, whitespace, no metadata, unpadded.
   const Header h = read(with_length(R"({ "b" : {"shape":[2], "data_offsets":[4,6], "dtype":"U8"},
-                                        "a":{"dtype":"F32","shape":[],"data_offsets":[0,4]} })", "123456"));
+                                        "a":{"dtype":"F32","shape":[],"data_offsets":[0,4]} })",
+                                    "123456"));
   ASSERT_EQ(h.entries.size(), 2u);
   EXPECT_EQ(h.entries[0].name, "a");
   EXPECT_EQ(h.entries[1].shape, (Shape{2}));
@@ -141,8 +142,10 @@ TEST(Safetensors, EveryRuleOfTheFormat) {
       {tensor(R"("dtype":"U8","shape":[2],"data_offsets":[1,3])"), "123", "begin at byte 1, not where the former end, at 0"},
       {tensor(R"("dtype":"U8","shape":[2],"data_offsets":[18446744073709551614,18446744073709551615])"), "12", "has 2 bytes by its shape"},
       {tensor(R"("dtype":"U8","shape":[0],"data_offsets":[18446744073709551615,18446744073709551615])"), "", "begin at byte"},
-      {"{\"a\":{" + good + R"(},"b":{"dtype":"U8","shape":[2],"data_offsets":[1,3]}})", "123", "begin at byte 1, not where the former end, at 2"},
-      {"{\"a\":{" + good + R"(},"b":{"dtype":"U8","shape":[2],"data_offsets":[3,5]}})", "12345", "begin at byte 3, not where the former end, at 2"},
+      {"{\"a\":{" + good + R"(},"b":{"dtype":"U8","shape":[2],"data_offsets":[1,3]}})", "123",
+       "begin at byte 1, not where the former end, at 2"},
+      {"{\"a\":{" + good + R"(},"b":{"dtype":"U8","shape":[2],"data_offsets":[3,5]}})", "12345",
+       "begin at byte 3, not where the former end, at 2"},
       {"{\"a\xff\":{" + good + "}}", "12", "not JSON"},
   };
   for (const Row& row : rows) {
@@ -176,7 +179,23 @@ TEST(Safetensors, Noise) {
   header.entries = {{"a.weight", DType::f32, {2, 3}, 0, 0}, {"b", DType::u8, {5}, 0, 0}, {"c", DType::i64, {}, 0, 0}};
   const std::string start = make_header(header);
   const std::string whole = start + std::string(header.data_bytes, 'x');
-  const std::string tokens[] = {"{", "}", "[", "]", "\"", ",", ":", "-", "9", "0", "1e9", "null", "\\u0000", "\"a.weight\"", "[0,", "\"shape\"", "18446744073709551616"};
+  const std::string tokens[] = {"{",
+                                "}",
+                                "[",
+                                "]",
+                                "\"",
+                                ",",
+                                ":",
+                                "-",
+                                "9",
+                                "0",
+                                "1e9",
+                                "null",
+                                "\\u0000",
+                                "\"a.weight\"",
+                                "[0,",
+                                "\"shape\"",
+                                "18446744073709551616"};
   std::mt19937_64 random(7);
   int accepted = 0;
   for (int i = 0; i < 20'000; ++i) {
@@ -184,10 +203,17 @@ TEST(Safetensors, Noise) {
     for (uint64_t edits = 1 + random() % 3; edits > 0; --edits) {
       const size_t at = random() % (i % 2 ? start.size() : 120);
       switch (random() % 4) {
-        case 0: bytes[at] = static_cast<char>(random()); break;
-        case 1: bytes.erase(at, 1 + random() % 5); break;
-        case 2: bytes.insert(at, tokens[random() % std::size(tokens)]); break;
-        default: bytes.replace(at, 1, tokens[random() % std::size(tokens)]);
+        case 0:
+          bytes[at] = static_cast<char>(random());
+          break;
+        case 1:
+          bytes.erase(at, 1 + random() % 5);
+          break;
+        case 2:
+          bytes.insert(at, tokens[random() % std::size(tokens)]);
+          break;
+        default:
+          bytes.replace(at, 1, tokens[random() % std::size(tokens)]);
       }
     }
     if (i % 3 != 0) {  // a length that fits, so that the JSON is reached

@@ -124,9 +124,10 @@ class Suite {
     if (std::memcmp(got.data(), want.data(), got.size() * sizeof(T)) == 0 || failures_.size() >= kMostFailures) return;
     size_t i = 0;
     while (std::memcmp(&got[i], &want[i], sizeof(T)) == 0) ++i;
-    failures_.push_back(fmt::format("{}({}, {}, {}, {} elements) on rank {}/{}: element {}{} is {}, not {}", what, name(dtype_of<T>), name(op),
-                                    name(order), got.size() - kGuard, rank_, n_, i, i >= got.size() - kGuard ? " (beyond the end)" : "",
-                                    static_cast<double>(got[i]), static_cast<double>(want[i])));
+    failures_.push_back(fmt::format("{}({}, {}, {}, {} elements) on rank {}/{}: element {}{} is {}, not {}", what, name(dtype_of<T>),
+                                    name(op), name(order), got.size() - kGuard, rank_, n_, i,
+                                    i >= got.size() - kGuard ? " (beyond the end)" : "", static_cast<double>(got[i]),
+                                    static_cast<double>(want[i])));
   }
 
   Communicator& comm_;

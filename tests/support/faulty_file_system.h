@@ -46,9 +46,9 @@ class FaultyFileSystem : public optim::checkpoint::FileSystem {
   void heal();
 
   enum class PowerLoss {
-    drop_unsynced,     // every directory and file as last synced
-    keep_names,        // directories as they are, files as last synced
-    random,            // each directory any state since its last sync; each unsynced file cut anywhere
+    drop_unsynced,  // every directory and file as last synced
+    keep_names,     // directories as they are, files as last synced
+    random,         // each directory any state since its last sync; each unsynced file cut anywhere
   };
   void lose_power(PowerLoss how, uint64_t seed = 0);
 

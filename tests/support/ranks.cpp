@@ -12,8 +12,8 @@ namespace {
 constexpr double kTestDeadlineSeconds = 30;
 }  // namespace
 
-std::vector<std::string> errors_on_ranks(int ranks, const comm::LaunchOptions& options, const std::function<void(comm::Communicator&)>& body,
-                                         std::shared_ptr<comm::ThreadHub> hub) {
+std::vector<std::string> errors_on_ranks(int ranks, const comm::LaunchOptions& options,
+                                         const std::function<void(comm::Communicator&)>& body, std::shared_ptr<comm::ThreadHub> hub) {
   now_doing(fmt::format("a body on {} ranks as threads", ranks));
   comm::LaunchOptions bounded = options;
   if (bounded.deadline_s == 0) bounded.deadline_s = kTestDeadlineSeconds;

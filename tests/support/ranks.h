@@ -17,7 +17,8 @@ namespace rz::testing {
 void run_on_ranks(int ranks, const std::function<void(comm::Communicator&)>& body, const comm::LaunchOptions& options = {});
 
 // The same where errors are expected: each rank's error text, empty where it ended well.
-std::vector<std::string> errors_on_ranks(int ranks, const comm::LaunchOptions& options, const std::function<void(comm::Communicator&)>& body,
+std::vector<std::string> errors_on_ranks(int ranks, const comm::LaunchOptions& options,
+                                         const std::function<void(comm::Communicator&)>& body,
                                          std::shared_ptr<comm::ThreadHub> hub = nullptr);
 
 }  // namespace rz::testing

@@ -77,7 +77,7 @@ class Watchdog final : public ::testing::EmptyTestEventListener {
 
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::string test_;   // empty: between tests
+  std::string test_;  // empty: between tests
   std::string doing_;
   std::chrono::steady_clock::time_point deadline_;
   bool stop_ = false;
