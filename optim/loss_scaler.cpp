@@ -10,9 +10,10 @@ namespace rz::optim {
 LossScaler::LossScaler(const LossScaling& s) : scaling_(s) {
   if (!s.enabled) return;
   RZ_CONFIG_CHECK(s.smallest > 0 && s.initial >= s.smallest && s.initial <= s.largest && std::isfinite(s.largest),
-                  "the initial loss scale {} must lie between the smallest, {} (above 0), and the largest, {}", s.initial, s.smallest, s.largest);
-  RZ_CONFIG_CHECK(s.growth > 1 && s.backoff > 0 && s.backoff < 1, "the loss scale must grow by a factor above 1, not {}, and shrink by one in (0, 1), not {}",
-                  s.growth, s.backoff);
+                  "the initial loss scale {} must lie between the smallest, {} (above 0), and the largest, {}", s.initial, s.smallest,
+                  s.largest);
+  RZ_CONFIG_CHECK(s.growth > 1 && s.backoff > 0 && s.backoff < 1,
+                  "the loss scale must grow by a factor above 1, not {}, and shrink by one in (0, 1), not {}", s.growth, s.backoff);
   RZ_CONFIG_CHECK(s.growth_interval >= 1, "the loss scale must grow after at least one step, not {}", s.growth_interval);
   state_.scale = s.initial;
 }
@@ -32,7 +33,8 @@ void LossScaler::skipped() {
 
 void LossScaler::restore(const LossScalerState& state) {
   RZ_CHECK(state.skipped_steps >= 0 && state.good_steps >= 0 && state.scale > 0 && std::isfinite(state.scale),
-           "not the state of a loss scaler: scale {}, {} steps since it changed, {} skipped", state.scale, state.good_steps, state.skipped_steps);
+           "not the state of a loss scaler: scale {}, {} steps since it changed, {} skipped", state.scale, state.good_steps,
+           state.skipped_steps);
   state_.skipped_steps = state.skipped_steps;
   if (!scaling_.enabled) return;
   state_.scale = std::clamp(state.scale, scaling_.smallest, scaling_.largest);

@@ -9,13 +9,13 @@
 namespace rz::optim {
 
 struct LossScaling {
-  bool enabled = false;           // false: the scale is 1 and nothing is ever skipped
-  double initial = 65536;         // powers of two scale without rounding
-  double growth = 2;              // factor after `growth_interval` steps without an overflow, above 1
-  double backoff = 0.5;           // factor after an overflow, in (0, 1)
+  bool enabled = false;    // false: the scale is 1 and nothing is ever skipped
+  double initial = 65536;  // powers of two scale without rounding
+  double growth = 2;       // factor after `growth_interval` steps without an overflow, above 1
+  double backoff = 0.5;    // factor after an overflow, in (0, 1)
   int64_t growth_interval = 2000;
-  double smallest = 1;            // an overflow at this scale is an error: shrinking does not help
-  double largest = 16777216;      // 2^24
+  double smallest = 1;        // an overflow at this scale is an error: shrinking does not help
+  double largest = 16777216;  // 2^24
 };
 
 // What a checkpoint keeps.

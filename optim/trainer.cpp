@@ -7,7 +7,8 @@ namespace rz::optim {
 
 Trainer::Trainer(ShardedModel& model, ShardedOptimizer& optimizer, const Schedule& schedule, double clip_norm, const LossScaling& scaling)
     : model_(model), optimizer_(optimizer), schedule_(schedule), clip_norm_(clip_norm), scaler_(scaling) {
-  RZ_CONFIG_CHECK(clip_norm >= 0 && std::isfinite(clip_norm), "the gradient norm to clip at must be 0 (never) or positive, not {}", clip_norm);
+  RZ_CONFIG_CHECK(clip_norm >= 0 && std::isfinite(clip_norm), "the gradient norm to clip at must be 0 (never) or positive, not {}",
+                  clip_norm);
 }
 
 StepResult Trainer::step(int64_t step, const std::function<MicroLoss(int64_t)>& forward) {
@@ -51,9 +52,10 @@ StepResult Trainer::step(int64_t step, const std::function<MicroLoss(int64_t)>& 
 
 void Trainer::fail(int64_t step, const StepResult& result) const {
   const std::string where = model_.first_non_finite_gradient();
-  throw Error(fmt::format("step {}: loss {} and gradient norm {} are not both finite{}{}", step, result.loss, result.gradient_norm,
-                          result.loss_scale != 1 ? fmt::format(" at a loss scale of {}", result.loss_scale) : "",
-                          where.empty() ? "; this rank's part of the gradient is finite" : "; first in this rank's part of the gradient: " + where));
+  throw Error(fmt::format(
+      "step {}: loss {} and gradient norm {} are not both finite{}{}", step, result.loss, result.gradient_norm,
+      result.loss_scale != 1 ? fmt::format(" at a loss scale of {}", result.loss_scale) : "",
+      where.empty() ? "; this rank's part of the gradient is finite" : "; first in this rank's part of the gradient: " + where));
 }
 
 }  // namespace rz::optim

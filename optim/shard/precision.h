@@ -22,10 +22,10 @@ struct Precision {
   // Gradients are converted for their reduction.
   bool widens_reduction() const { return reduce != weights; }
   void check() const {
-    RZ_CONFIG_CHECK(weights == DType::f32 || weights == DType::bf16 || weights == DType::f16, "training in {} is not possible; valid: f32, bf16, f16",
-                    name(weights));
-    RZ_CONFIG_CHECK(reduce == DType::f32 || reduce == weights, "gradients of {} cannot be reduced in {}; valid: f32, {}", name(weights), name(reduce),
-                    name(weights));
+    RZ_CONFIG_CHECK(weights == DType::f32 || weights == DType::bf16 || weights == DType::f16,
+                    "training in {} is not possible; valid: f32, bf16, f16", name(weights));
+    RZ_CONFIG_CHECK(reduce == DType::f32 || reduce == weights, "gradients of {} cannot be reduced in {}; valid: f32, {}", name(weights),
+                    name(reduce), name(weights));
   }
   bool operator==(const Precision&) const = default;
 };

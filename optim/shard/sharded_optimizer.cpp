@@ -27,8 +27,10 @@ Runs make_runs(const ShardedUnit& unit, bool decay_all) {
     const Range part = intersect({begin, end}, update);
     const bool decay = decay_all || entries[e].parameter->decay;
     if (part.length() > 0) {
-      if (!runs.empty() && runs.back().decay == decay) runs.back().range.end = part.end;
-      else runs.push_back({part, decay});
+      if (!runs.empty() && runs.back().decay == decay)
+        runs.back().range.end = part.end;
+      else
+        runs.push_back({part, decay});
     }
     begin = std::max(begin, end);
   }
@@ -104,7 +106,8 @@ void ShardedOptimizer::add_slices(std::vector<StateSlice>& out, const ShardedUni
   }
   float* data = (staged.defined() ? staged : flat).data<float>();
   unit.for_each_part(range, [&](const FlatEntry& entry, Range part, int64_t at) {
-    out.push_back({prefix + entry.parameter->name, entry.parameter->shape(), part.begin, part.end, data + at, staged, staged.defined() ? flat : Tensor()});
+    out.push_back({prefix + entry.parameter->name, entry.parameter->shape(), part.begin, part.end, data + at, staged,
+                   staged.defined() ? flat : Tensor()});
   });
 }
 

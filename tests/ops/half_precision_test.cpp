@@ -46,19 +46,22 @@ std::vector<HalfCase> half_cases() {
   rows.push_back({"layer norm", [](const Tensors& in) { return ops::layer_norm(in[0], in[1], in[2], 1e-5); }, {{6, 50}, {50}, {50}}, 8});
   rows.push_back({"rms norm", [](const Tensors& in) { return ops::rms_norm(in[0], in[1], 1e-5); }, {{6, 50}, {50}}, 8});
   rows.push_back({"embedding", [](const Tensors& in) { return ops::embedding(tokens({3, 8}, 9), in[0]); }, {{9, 20}}});
-  rows.push_back({"attention", [](const Tensors& in) { return ops::attention_qkv(in[0], {.heads = 4, .kv_heads = 2}); }, {{2, 53, 8 * 16}}, 8});
+  rows.push_back(
+      {"attention", [](const Tensors& in) { return ops::attention_qkv(in[0], {.heads = 4, .kv_heads = 2}); }, {{2, 53, 8 * 16}}, 8});
   rows.push_back({"attention with rotary positions",
                   [](const Tensors& in) {
                     const auto table = table_for(in[0], 53, 16);
                     return ops::attention_qkv(in[0], {.heads = 4, .kv_heads = 2, .rope = &table});
                   },
-                  {{2, 53, 8 * 16}}, 8});
+                  {{2, 53, 8 * 16}},
+                  8});
   rows.push_back({"rope", [](const Tensors& in) { return ops::rope(in[0], table_for(in[0], 12, 8), 3); }, {{2, 9, 3, 8}}});
   rows.push_back({"gelu", [](const Tensors& in) { return ops::gelu(in[0]); }, {{7, 33}}});
   rows.push_back({"silu_mul", [](const Tensors& in) { return ops::silu_mul(in[0], in[1]); }, {{7, 33}, {7, 33}}});
   rows.push_back({"dropout", [](const Tensors& in) { return ops::dropout(in[0], 0.3, {1, "here", 2, 5}, true); }, {{7, 33}}});
   rows.push_back({"residual", [](const Tensors& in) { return ops::add(in[0], in[1]); }, {{7, 33}, {7, 33}}});
-  rows.push_back({"learned positions", [](const Tensors& in) { return ops::add(in[0], ops::slice(in[1], 0, 2, 7)); }, {{4, 5, 20}, {9, 20}}});
+  rows.push_back(
+      {"learned positions", [](const Tensors& in) { return ops::add(in[0], ops::slice(in[1], 0, 2, 7)); }, {{4, 5, 20}, {9, 20}}});
   rows.push_back({"cross entropy", [](const Tensors& in) { return ops::cross_entropy(in[0], tokens({11}, 30)).loss; }, {{11, 30}}});
   rows.push_back({"cross entropy over its logits",
                   [](const Tensors& in) {
@@ -66,7 +69,9 @@ std::vector<HalfCase> half_cases() {
                     return ops::cross_entropy(ops::scale(in[0], 1), tokens({11}, 30), {.overwrite_logits = true}).loss;
                   },
                   {{11, 30}}});
-  rows.push_back({"chunked head", [](const Tensors& in) { return ops::linear_cross_entropy(in[0], in[1], tokens({50}, 30), {}, 13).loss; }, {{50, 24}, {30, 24}}});
+  rows.push_back({"chunked head",
+                  [](const Tensors& in) { return ops::linear_cross_entropy(in[0], in[1], tokens({50}, 30), {}, 13).loss; },
+                  {{50, 24}, {30, 24}}});
   return rows;
 }
 

@@ -37,7 +37,8 @@ TEST_P(MixedRanks, StagesGiveTheSameBits) {
       EXPECT_TRUE(reference[0].skipped.empty());
       for (int stage = 0; stage < 4; ++stage) {
         s.stage = stage;
-        for (const auto& trace : train_gpt(s)) EXPECT_EQ(trace, reference[0]) << text(precision) << " stage " << stage << " order " << comm::name(order);
+        for (const auto& trace : train_gpt(s))
+          EXPECT_EQ(trace, reference[0]) << text(precision) << " stage " << stage << " order " << comm::name(order);
       }
     }
   }
@@ -90,20 +91,22 @@ TEST_P(MixedRanks, StateBytesEqualTheClosedForms) {
       s.steps = 2;
       testing::run_on_ranks(ranks, [&](comm::Communicator& comm) {
         models::Transformer gpt(tiny_gpt());
-        train_on(comm, gpt, s, [&](auto... a) { return gpt_loss(gpt, s, a...); }, [&](ShardedModel& model, ShardedOptimizer&, int64_t) {
-          const auto& memory = RankContext::current()->memory();
-          const int64_t p = model.padded_elements();
-          EXPECT_EQ(p % ranks, 0);
-          const int64_t shard = p / ranks;
-          EXPECT_EQ(memory.current_bytes(Category::parameter), 2 * (stage == 3 ? shard : p));
-          EXPECT_EQ(memory.current_bytes(Category::gradient), 2 * (stage >= 2 ? shard : p));
-          EXPECT_EQ(memory.current_bytes(Category::optimizer_state), 12 * (stage >= 1 ? shard : p));
-          const int64_t states = memory.current_bytes(Category::parameter) + memory.current_bytes(Category::gradient) +
-                                 memory.current_bytes(Category::optimizer_state);
-          const int64_t closed_form[] = {16 * p, 4 * p + 12 * shard, 2 * p + 14 * shard, 16 * shard};
-          EXPECT_EQ(states, closed_form[stage]) << "stage " << stage;
-          EXPECT_EQ(memory.unaccounted_bytes(), 0);
-        });
+        train_on(
+            comm, gpt, s, [&](auto... a) { return gpt_loss(gpt, s, a...); },
+            [&](ShardedModel& model, ShardedOptimizer&, int64_t) {
+              const auto& memory = RankContext::current()->memory();
+              const int64_t p = model.padded_elements();
+              EXPECT_EQ(p % ranks, 0);
+              const int64_t shard = p / ranks;
+              EXPECT_EQ(memory.current_bytes(Category::parameter), 2 * (stage == 3 ? shard : p));
+              EXPECT_EQ(memory.current_bytes(Category::gradient), 2 * (stage >= 2 ? shard : p));
+              EXPECT_EQ(memory.current_bytes(Category::optimizer_state), 12 * (stage >= 1 ? shard : p));
+              const int64_t states = memory.current_bytes(Category::parameter) + memory.current_bytes(Category::gradient) +
+                                     memory.current_bytes(Category::optimizer_state);
+              const int64_t closed_form[] = {16 * p, 4 * p + 12 * shard, 2 * p + 14 * shard, 16 * shard};
+              EXPECT_EQ(states, closed_form[stage]) << "stage " << stage;
+              EXPECT_EQ(memory.unaccounted_bytes(), 0);
+            });
       });
     }
   }
@@ -121,21 +124,24 @@ TEST_P(MixedRanks, WireBytesEqualTheClosedForms) {
       testing::run_on_ranks(ranks, [&](comm::Communicator& comm) {
         models::Transformer gpt(tiny_gpt());
         comm::WireStats before = comm.wire_stats();
-        train_on(comm, gpt, s, [&](auto... a) { return gpt_loss(gpt, s, a...); }, [&](ShardedModel& model, ShardedOptimizer&, int64_t) {
-          const comm::WireStats now = comm.wire_stats();
-          const auto sent = [&](comm::CollectiveKind kind) { return now.of(kind).sent_bytes - before.of(kind).sent_bytes; };
-          uint64_t outer = 0, inner = 0;
-          for (const auto& unit : model.units()) (unit->outermost() ? outer : inner) += static_cast<uint64_t>(unit->layout().padded_elements());
-          const uint64_t reduce_bytes = size_bytes(precision.reduce);
-          const uint64_t one_reduction = (outer + inner) / n * (n - 1) * reduce_bytes;
-          const uint64_t gathered = stage == 0 ? 0 : stage == 3 ? outer + 2 * inner : outer + inner;
-          EXPECT_EQ(sent(comm::CollectiveKind::reduce_scatter), stage == 0 ? 0 : one_reduction);
-          EXPECT_EQ(sent(comm::CollectiveKind::all_gather), gathered / n * (n - 1) * 2);
-          // The three scalars of a step (norm, loss, count) travel in one all-reduce of their own.
-          const uint64_t scalars = sent(comm::CollectiveKind::all_reduce) - (stage == 0 ? 2 * one_reduction : 0);
-          EXPECT_LE(scalars, 2 * 3 * sizeof(double)) << "stage " << stage;
-          before = now;
-        });
+        train_on(
+            comm, gpt, s, [&](auto... a) { return gpt_loss(gpt, s, a...); },
+            [&](ShardedModel& model, ShardedOptimizer&, int64_t) {
+              const comm::WireStats now = comm.wire_stats();
+              const auto sent = [&](comm::CollectiveKind kind) { return now.of(kind).sent_bytes - before.of(kind).sent_bytes; };
+              uint64_t outer = 0, inner = 0;
+              for (const auto& unit : model.units())
+                (unit->outermost() ? outer : inner) += static_cast<uint64_t>(unit->layout().padded_elements());
+              const uint64_t reduce_bytes = size_bytes(precision.reduce);
+              const uint64_t one_reduction = (outer + inner) / n * (n - 1) * reduce_bytes;
+              const uint64_t gathered = stage == 0 ? 0 : stage == 3 ? outer + 2 * inner : outer + inner;
+              EXPECT_EQ(sent(comm::CollectiveKind::reduce_scatter), stage == 0 ? 0 : one_reduction);
+              EXPECT_EQ(sent(comm::CollectiveKind::all_gather), gathered / n * (n - 1) * 2);
+              // The three scalars of a step (norm, loss, count) travel in one all-reduce of their own.
+              const uint64_t scalars = sent(comm::CollectiveKind::all_reduce) - (stage == 0 ? 2 * one_reduction : 0);
+              EXPECT_LE(scalars, 2 * 3 * sizeof(double)) << "stage " << stage;
+              before = now;
+            });
       });
     }
   }
@@ -151,13 +157,15 @@ TEST(Mixed, EveryCategoryPeakIsConstantAfterTheSecondStep) {
         models::Transformer gpt(tiny_gpt());
         auto& memory = RankContext::current()->memory();
         MemoryPeak second;
-        train_on(comm, gpt, s, [&](auto... a) { return gpt_loss(gpt, s, a...); }, [&](ShardedModel&, ShardedOptimizer&, int64_t step) {
-          if (step == 1) second = memory.peak();
-          if (step >= 1) {
-            EXPECT_EQ(memory.peak().by_category, second.by_category) << text(precision) << " stage " << stage << " step " << step;
-          }
-          memory.reset_peaks();
-        });
+        train_on(
+            comm, gpt, s, [&](auto... a) { return gpt_loss(gpt, s, a...); },
+            [&](ShardedModel&, ShardedOptimizer&, int64_t step) {
+              if (step == 1) second = memory.peak();
+              if (step >= 1) {
+                EXPECT_EQ(memory.peak().by_category, second.by_category) << text(precision) << " stage " << stage << " step " << step;
+              }
+              memory.reset_peaks();
+            });
       });
     }
   }
@@ -248,7 +256,8 @@ TEST(Mixed, WeightsAreTheRoundedMasterFromTheStart) {
 
 TEST(Mixed, RefusesTypesThatDoNotFit) {
   testing::run_on_ranks(1, [&](comm::Communicator& comm) {
-    for (const Precision precision : {Precision{DType::f64, DType::f32}, {DType::f32, DType::bf16}, {DType::bf16, DType::f16}, {DType::i32, DType::i32}}) {
+    for (const Precision precision :
+         {Precision{DType::f64, DType::f32}, {DType::f32, DType::bf16}, {DType::bf16, DType::f16}, {DType::i32, DType::i32}}) {
       models::Transformer gpt(tiny_gpt());
       ShardingOptions options;
       options.precision = precision;

@@ -52,8 +52,12 @@ TEST(LossScaler, OffItNeitherScalesNorSkips) {
 }
 
 TEST(LossScaler, RefusesSettingsThatMakeNoSense) {
-  for (const LossScaling& bad : {LossScaling{.enabled = true, .initial = 0.5}, {.enabled = true, .growth = 1}, {.enabled = true, .backoff = 1},
-                                 {.enabled = true, .backoff = 0}, {.enabled = true, .growth_interval = 0}, {.enabled = true, .smallest = 0}})
+  for (const LossScaling& bad : {LossScaling{.enabled = true, .initial = 0.5},
+                                 {.enabled = true, .growth = 1},
+                                 {.enabled = true, .backoff = 1},
+                                 {.enabled = true, .backoff = 0},
+                                 {.enabled = true, .growth_interval = 0},
+                                 {.enabled = true, .smallest = 0}})
     EXPECT_THROW(LossScaler{bad}, ConfigError);
 }
 
@@ -86,12 +90,13 @@ std::vector<Trace> train_with_overflow(RunSettings s, std::vector<std::vector<ui
       if (step_now == 2 && comm.rank() == comm.size() - 1) grad.data<f16>()[13] = f16(std::numeric_limits<float>::infinity());
       return grad;
     });
-    traces[rank] = train_on(comm, gpt, s,
-                            [&](int64_t step, int64_t first, int64_t count) {
-                              step_now = step;
-                              return gpt_loss(gpt, s, step, first, count);
-                            },
-                            [&](ShardedModel& model, ShardedOptimizer&, int64_t) { digests[rank].push_back(model.weights_digest()); });
+    traces[rank] = train_on(
+        comm, gpt, s,
+        [&](int64_t step, int64_t first, int64_t count) {
+          step_now = step;
+          return gpt_loss(gpt, s, step, first, count);
+        },
+        [&](ShardedModel& model, ShardedOptimizer&, int64_t) { digests[rank].push_back(model.weights_digest()); });
   });
   return traces;
 }
@@ -148,12 +153,14 @@ TEST(LossScaling, SmallGradientsSurviveThroughIt) {
       models::Transformer gpt(tiny_gpt());
       const Trace trace = train_on(comm, gpt, s, [&](int64_t step, int64_t first, int64_t count) {
         const auto& c = gpt.config();
-        auto r = gpt.loss(test_tokens(step, first, count, c.context, c.vocabulary, 0), test_tokens(step, first, count, c.context, c.vocabulary, 1),
-                          1e-6 / static_cast<double>(s.batch * c.context));
+        auto r = gpt.loss(test_tokens(step, first, count, c.context, c.vocabulary, 0),
+                          test_tokens(step, first, count, c.context, c.vocabulary, 1), 1e-6 / static_cast<double>(s.batch * c.context));
         return MicroLoss{std::move(r.loss), r.sum, r.count};
       });
-      if (scaled) EXPECT_GT(trace.norms[0], 1e-8);
-      else EXPECT_LT(trace.norms[0], 1e-8);
+      if (scaled)
+        EXPECT_GT(trace.norms[0], 1e-8);
+      else
+        EXPECT_LT(trace.norms[0], 1e-8);
     });
   }
 }
@@ -169,8 +176,10 @@ std::vector<std::string> errors_of(const RunSettings& s) {
     autograd::register_hook(gpt.parameter("blocks.1.mlp.up.weight").value, [&](const Tensor& grad) {
       const float inf = std::numeric_limits<float>::infinity();
       if (comm.rank() != 0) return grad;
-      if (grad.dtype() == DType::f32) grad.data<float>()[13] = inf;
-      else grad.data<bf16>()[13] = bf16(inf);
+      if (grad.dtype() == DType::f32)
+        grad.data<float>()[13] = inf;
+      else
+        grad.data<bf16>()[13] = bf16(inf);
       return grad;
     });
     try {
@@ -322,25 +331,28 @@ TEST(MixedAverage, FollowsTheMasterAndSwapsBack) {
     testing::run_on_ranks(3, [&](comm::Communicator& comm) {
       models::Transformer gpt(tiny_gpt());
       std::map<std::string, std::vector<float>> before;
-      train_on(comm, gpt, s, [&](auto... a) { return gpt_loss(gpt, s, a...); }, [&](ShardedModel& m, ShardedOptimizer& o, int64_t step) {
-        std::map<std::string, std::vector<float>> now;
-        for (const StateSlice& slice : o.slices_to_save())
-          now[fmt::format("{} {}", slice.name, slice.begin)].assign(slice.data, slice.data + (slice.end - slice.begin));
-        if (step > 0) {
-          for (const auto& [name, average] : now) {
-            if (!name.starts_with("average.")) continue;
-            const std::string weight = "model." + name.substr(std::string("average.").size());
-            for (size_t i = 0; i < average.size(); ++i) EXPECT_EQ(average[i], 0.5f * before.at(name)[i] + 0.5f * now.at(weight)[i]) << name;
-          }
-        }
-        before = now;
-        const uint64_t weights = m.weights_digest();
-        o.swap_average();
-        EXPECT_NE(m.weights_digest(), weights);
-        m.check_replicas();
-        o.swap_average();
-        EXPECT_EQ(m.weights_digest(), weights);
-      });
+      train_on(
+          comm, gpt, s, [&](auto... a) { return gpt_loss(gpt, s, a...); },
+          [&](ShardedModel& m, ShardedOptimizer& o, int64_t step) {
+            std::map<std::string, std::vector<float>> now;
+            for (const StateSlice& slice : o.slices_to_save())
+              now[fmt::format("{} {}", slice.name, slice.begin)].assign(slice.data, slice.data + (slice.end - slice.begin));
+            if (step > 0) {
+              for (const auto& [name, average] : now) {
+                if (!name.starts_with("average.")) continue;
+                const std::string weight = "model." + name.substr(std::string("average.").size());
+                for (size_t i = 0; i < average.size(); ++i)
+                  EXPECT_EQ(average[i], 0.5f * before.at(name)[i] + 0.5f * now.at(weight)[i]) << name;
+              }
+            }
+            before = now;
+            const uint64_t weights = m.weights_digest();
+            o.swap_average();
+            EXPECT_NE(m.weights_digest(), weights);
+            m.check_replicas();
+            o.swap_average();
+            EXPECT_EQ(m.weights_digest(), weights);
+          });
     });
   }
 }
