@@ -3,6 +3,7 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <set>
 
@@ -18,9 +19,11 @@ ShardedModel::ShardedModel(nn::Module& model, comm::Communicator& comm, const Sh
   RZ_CHECK(options.accumulation.micro_batches >= 1, "{} micro-batches", options.accumulation.micro_batches);
   RZ_CHECK(options.prefetch >= 0 && options.reductions_in_flight >= 1, "prefetch {} and {} reductions in flight", options.prefetch,
            options.reductions_in_flight);
+  options.precision.check();
+  model.set_dtype(options.precision.weights);
   for (BucketPlan& plan : plan_buckets(model, options.bucket_bytes)) {
     const bool trainable = plan.trainable;
-    units_.push_back(std::make_unique<ShardedUnit>(std::move(plan), options.policy, options.accumulation, options.order, comm));
+    units_.push_back(std::make_unique<ShardedUnit>(std::move(plan), options.policy, options.precision, options.accumulation, options.order, comm));
     units_.back()->initialize(options.seed);
     const auto& entries = units_.back()->layout().entries();
     for (size_t e = 0; e < entries.size(); ++e) {
@@ -114,18 +117,23 @@ void ShardedModel::launch_ready_reductions(bool all) {
     unit.start_reduce();
     ++reduce_cursor_;
     // Transient buffers: the oldest is waited for here, at a place that does not depend on timing.
-    while (options_.policy.gradients && reduce_cursor_ - finished_cursor_ > static_cast<size_t>(options_.reductions_in_flight))
+    while (unit.reduction_is_transient() && reduce_cursor_ - finished_cursor_ > static_cast<size_t>(options_.reductions_in_flight))
       units_[reduce_order_[finished_cursor_++]]->finish_reduce();
   }
 }
 
-void ShardedModel::backward(const Tensor& loss) {
+void ShardedModel::backward(const Tensor& loss, double scale) {
   reduce_cursor_ = 0;
   finished_cursor_ = 0;
   {
     PhaseScope phase(Phase::backward);
     autograd::BackwardOptions backward_options;
     backward_options.sink = this;
+    // The loss is scaled where backward starts: no gradient is ever smaller than its scaled value.
+    if (scale != 1) {
+      CategoryScope category(Category::activation_gradient);
+      backward_options.grad = Tensor::full(loss.shape(), scale, loss.dtype(), "loss scale");
+    }
     autograd::backward(loss, backward_options);
   }
   {
@@ -152,6 +160,21 @@ double ShardedModel::shard_sum_of_squares() const {
     sum += backend(shard.device()).optimizer->sum_of_squares(shard);
   }
   return sum;
+}
+
+std::string ShardedModel::first_non_finite_gradient() const {
+  for (size_t u : reduce_order_) {
+    const ShardedUnit& unit = *units_[u];
+    const auto values = unit.gradient_shard().to_vector<float>();
+    std::string found;
+    unit.for_each_part(unit.shard(), [&](const FlatEntry& entry, Range part, int64_t at) {
+      for (int64_t i = 0; i < part.length() && found.empty(); ++i)
+        if (const float v = values[static_cast<size_t>(at + i)]; !std::isfinite(v))
+          found = fmt::format("'{}' of unit {}, element {} is {}", entry.parameter->name, unit.name(), part.begin + i, v);
+    });
+    if (!found.empty()) return found;
+  }
+  return {};
 }
 
 void ShardedModel::reduce_scalars(std::span<double> values) {

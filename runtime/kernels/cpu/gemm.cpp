@@ -31,7 +31,8 @@ void pack_panel(const T* from, int64_t i_stride, int64_t p_stride, int64_t width
   if (width == Width && i_stride == 1) {
     for (int64_t p = 0; p < k; ++p) {
       const T* __restrict row = from + p * p_stride;
-      for (int i = 0; i < Width; ++i) to[p * Width + i] = static_cast<C>(row[i]);
+      if constexpr (std::is_same_v<T, f16>) load_run(row, 1, to + p * Width, Width);
+      else for (int i = 0; i < Width; ++i) to[p * Width + i] = static_cast<C>(row[i]);
     }
   } else if (width == Width) {
     for (int64_t p = 0; p < k; ++p)
