@@ -11,29 +11,61 @@ Trainer::Trainer(ShardedModel& model, ShardedOptimizer& optimizer, const Schedul
                   clip_norm);
 }
 
-StepResult Trainer::step(int64_t step, const std::function<MicroLoss(int64_t)>& forward) {
+MicroLoss Trainer::compute(int64_t micro_batch, const std::function<MicroLoss(int64_t)>& forward) {
+  model_.begin_micro_batch(micro_batch);
+  MicroLoss micro;
+  {
+    PhaseScope phase(Phase::forward);
+    micro = forward(micro_batch);
+  }
+  model_.backward(micro.loss, scaler_.scale(), micro.counts);
+  return micro;
+}
+
+Trainer::Totals Trainer::accumulate(const std::function<MicroLoss(int64_t)>& forward) {
   double loss_sum = 0;
   double count = 0;
   model_.begin_step();
   for (int64_t m = 0; m < model_.options().accumulation.micro_batches; ++m) {
-    model_.begin_micro_batch(m);
-    MicroLoss micro;
-    {
-      PhaseScope phase(Phase::forward);
-      micro = forward(m);
-    }
-    model_.backward(micro.loss, scaler_.scale());
+    const MicroLoss micro = compute(m, forward);
     loss_sum += micro.sum;
     count += static_cast<double>(micro.count);
   }
   // Each scalar's sum runs in the same order on every rank: all ranks decide alike.
-  std::array<double, 3> global = {model_.shard_sum_of_squares(), loss_sum, count};
+  const bool ordered = model_.options().order == comm::Order::ordered;
+  std::array<double, 3> global = {ordered ? 0.0 : model_.shard_sum_of_squares(), loss_sum, count};
   model_.reduce_scalars(global);
+  return {ordered ? model_.ordered_sum_of_squares() : global[0], global[1], global[2]};
+}
+
+Trainer::Totals Trainer::accumulate_exactly(const std::function<MicroLoss(int64_t)>& forward, int& repeats) {
+  for (repeats = 0;; ++repeats) {
+    FixedSum loss;
+    int64_t count = 0;
+    bool loss_is_bad = false;
+    model_.begin_step();
+    for (int64_t m = 0; m < model_.options().accumulation.micro_batches; ++m) {
+      const MicroLoss micro = compute(m, forward);
+      if (!micro.counts) continue;
+      loss_is_bad |= !loss.add(micro.sum);
+      count += micro.count;
+    }
+    if (!model_.exact()->agree(model_.communicator(), loss_is_bad)) continue;
+    std::array<Int128, 2> sums = {loss.value, count};
+    const double squared_norm = model_.exact_sum_of_squares(sums);
+    model_.exact()->end_step();
+    loss.value = sums[0];
+    return {squared_norm, loss.to_double(), static_cast<double>(sums[1])};
+  }
+}
+
+StepResult Trainer::step(int64_t step, const std::function<MicroLoss(int64_t)>& forward) {
   StepResult result;
+  const Totals totals = model_.exact() != nullptr ? accumulate_exactly(forward, result.repeats) : accumulate(forward);
   result.loss_scale = scaler_.scale();
-  result.gradient_norm = std::sqrt(global[0]) / result.loss_scale;
-  result.loss = global[1] / global[2];
-  result.items = static_cast<int64_t>(global[2]);
+  result.gradient_norm = std::sqrt(totals.squared_norm) / result.loss_scale;
+  result.loss = totals.loss_sum / totals.count;
+  result.items = static_cast<int64_t>(totals.count);
   result.learning_rate = schedule_.at(step);
   if (!std::isfinite(result.loss) || !std::isfinite(result.gradient_norm)) {
     // A smaller scale mends gradients, not the loss.

@@ -156,6 +156,7 @@ class Validator {
     within("training.accumulate", t.accumulate(), 1, kMaxCount);
     require_match(t.accumulate() <= t.batch(), "training.accumulate", "training.batch",
                   "is {}, more micro-batches than training.batch has sequences, {}", t.accumulate(), t.batch());
+    within("training.micro_batch", t.micro_batch(), 0, kMaxCount);
     within("training.threads", t.threads(), 0, 1024);
     within("training.evaluate_every", t.evaluate_every(), 0, kMaxSteps);
     within("training.evaluate_sequences", t.evaluate_sequences(), 0, kMaxCount);
@@ -209,6 +210,7 @@ class Validator {
     require_match(reduce == ringzero::Training::F32 || reduce == precision, "sharding.reduce_dtype", "training.precision",
                   "is {}, but training.precision is {}; valid: F32 or the same", ringzero::Training::Precision_Name(reduce),
                   ringzero::Training::Precision_Name(precision));
+    within("sharding.group_size", job_.sharding().group_size(), 0, kMaxCount);
   }
 
   void communication() const {

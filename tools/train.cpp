@@ -13,6 +13,7 @@
 #include "comm/launch.h"
 #include "optim/checkpoint/agreement.h"
 #include "optim/checkpoint/checkpoint.h"
+#include "optim/shard/micro_batches.h"
 #include "runtime/core/parallel.h"
 #include "runtime/core/rank_context.h"
 #include "tools/agree.h"
@@ -91,12 +92,23 @@ optim::LossScaling loss_scaling(const ringzero::Training& t) {
   return s;
 }
 
-optim::ShardingOptions sharding_options(const ringzero::Job& job) {
+bool sums_exactly(const ringzero::Job& job) { return job.sharding().reduction() == ringzero::Sharding::EXACT; }
+
+optim::MicroBatches micro_batches(const ringzero::Job& job) { return {job.training().batch(), std::max<int64_t>(1, job.training().micro_batch())}; }
+
+optim::ShardingOptions sharding_options(const ringzero::Job& job, int ranks) {
   optim::ShardingOptions o;
   o.policy = optim::policy_of_stage(job.sharding().stage());
   o.precision = {dtype_of_precision(job.training().precision()), dtype_of_precision(job.sharding().reduce_dtype())};
   o.bucket_bytes = static_cast<int64_t>(job.sharding().bucket_mb() * (1 << 20));
   o.accumulation.micro_batches = job.training().accumulate();
+  o.accumulation.reduce_every = job.sharding().reduce_every();
+  if (job.sharding().reduction() == ringzero::Sharding::ORDERED) o.order = comm::Order::ordered;
+  o.group_size = job.sharding().group_size();
+  if (sums_exactly(job)) {
+    o.exact_micro_batches = micro_batches(job).count();
+    o.accumulation.micro_batches = micro_batches(job).rounds(ranks);
+  }
   o.seed = job.seed();
   return o;
 }
@@ -110,7 +122,7 @@ class Run {
         speaker_(comm.rank() == 0),
         path_(options.out.empty() ? "runs/" + job.name() : options.out),
         task_(checked_task()),
-        sharded_(task_->module(), comm, sharding_options(job)),
+        sharded_(task_->module(), comm, sharding_options(job, comm.size())),
         optimizer_(sharded_, make_optimizer(job.optimizer()), job.optimizer().decay_all(), job.training().ema_decay()),
         trainer_(sharded_, optimizer_, make_schedule(job.schedule(), job.training().steps()), job.training().clip_norm(),
                  loss_scaling(job.training())) {}
@@ -137,7 +149,7 @@ class Run {
   std::unique_ptr<Task> checked_task() {
     const auto& t = job_.training();
     const int64_t least = comm_.size() * t.accumulate();
-    RZ_CONFIG_CHECK(t.batch() >= least, "a batch of {} sequences gives some of {} ranks x {} micro-batches nothing to do; training.batch must be at least {}",
+    RZ_CONFIG_CHECK(sums_exactly(job_) || t.batch() >= least, "a batch of {} sequences gives some of {} ranks x {} micro-batches nothing to do; training.batch must be at least {}",
                     t.batch(), comm_.size(), t.accumulate(), least);
     RankContext::current()->set_threads(threads_of(job_, comm_));
     auto task = make_task(job_);
@@ -157,6 +169,7 @@ class Run {
       optimizer_.finish_load(kept);
       restore_loss_scaler(info);
       first_step_ = info.step;
+      if (sharded_.exact() != nullptr) sharded_.exact()->set_state(info.counters);
       RZ_CONFIG_CHECK(info.seed == job_.seed(), "{} was trained with seed {}, the job says {}", saved, info.seed, job_.seed());
       RZ_CONFIG_CHECK(first_step_ <= job_.training().steps(), "{} has done {} steps already, the job asks for {}", saved, first_step_, job_.training().steps());
       if (speaker_)
@@ -194,6 +207,7 @@ class Run {
     const auto& t = job_.training();
     const models::SampleRange mine = models::sample_range(t.batch(), comm_.rank(), comm_.size());
     last_ = trainer_.step(step, [&](int64_t micro) {
+      if (sums_exactly(job_)) return exact_loss(step, micro);
       const models::SampleRange part = models::sample_range(mine.count(), static_cast<int>(micro), static_cast<int>(t.accumulate()));
       return task_->train_loss(step, {mine.begin + part.begin, mine.begin + part.end}, t.batch());
     });
@@ -201,6 +215,18 @@ class Run {
     step_seconds_ = seconds_since(start);
     training_seconds_ += step_seconds_;
     tokens_ += last_.items;
+  }
+
+  // This rank's part in a round of the fixed list of micro-batches. A rank that has none left computes one that does not count
+  // where others need its shards in the order of a forward and backward; elsewhere it has nothing to do.
+  optim::MicroLoss exact_loss(int64_t step, int64_t round) {
+    const optim::MicroBatches list = micro_batches(job_);
+    const auto index = list.at(round, comm_.rank(), comm_.size());
+    if (!index && !sharded_.options().policy.parameters) return {.counts = false};
+    const optim::Range samples = list.samples(index.value_or(0));
+    optim::MicroLoss micro = task_->train_loss(step, {samples.begin, samples.end}, job_.training().batch());
+    micro.counts = index.has_value();
+    return micro;
   }
 
   void record_step(int64_t done, bool evaluated) {
@@ -218,6 +244,7 @@ class Run {
       line["loss_scale"] = last_.loss_scale;
       line["skipped"] = trainer_.loss_scaler().skipped_steps();  // so far
     }
+    if (last_.repeats > 0) line["repeats"] = last_.repeats;
     if (evaluated) line["val_loss"] = validation_loss_;
     directory_->append_metrics(line);
     curve_.push_back({done, last_.loss});
@@ -232,24 +259,27 @@ class Run {
     int64_t samples = task_->evaluation_samples();
     if (job_.training().evaluate_sequences() > 0) samples = std::min(samples, job_.training().evaluate_sequences());
     sharded_.begin_step();
-    const auto mine = models::sample_range(samples, comm_.rank(), comm_.size());
-    const int64_t largest_share = models::sample_range(samples, 0, comm_.size()).count();
-    const int64_t at_once = std::max<int64_t>(1, kTokensAtOnce / task_->items_per_sample());
-    EvaluationSum sum;
+    // A fixed list of forwards, dealt round, and sums that do not depend on who did which: the loss of given weights does not
+    // depend on the number of ranks.
+    const optim::MicroBatches list(samples, std::max<int64_t>(1, kTokensAtOnce / task_->items_per_sample()));
+    optim::FixedSum loss;
+    int64_t items = 0;
     // In lockstep: with sharded parameters every forward is collective, so all ranks run as many.
-    for (int64_t at = 0; at < largest_share; at += at_once) {
-      const models::SampleRange part{std::min(mine.begin + at, mine.end), std::min(mine.begin + at + at_once, mine.end)};
-      const bool spare = part.count() == 0;  // a smaller share is done: take part with a sample that does not count
-      const EvaluationSum s = task_->evaluate(spare ? models::SampleRange{0, 1} : part);
-      if (spare) continue;
-      sum.loss_sum += s.loss_sum;
-      sum.items += s.items;
+    for (int64_t round = 0; round < list.rounds(comm_.size()); ++round) {
+      const auto index = list.at(round, comm_.rank(), comm_.size());
+      // Who has none left takes part with a sample that does not count.
+      const optim::Range part = index ? list.samples(*index) : optim::Range{0, 1};
+      const EvaluationSum s = task_->evaluate({part.begin, part.end});
+      if (!index) continue;
+      RZ_CHECK(loss.add(s.loss_sum), "the validation loss is not finite");
+      items += s.items;
     }
     sharded_.end_forward_only();
-    std::array<double, 2> global = {sum.loss_sum, static_cast<double>(sum.items)};
-    sharded_.reduce_scalars(global);
+    std::array<Int128, 2> global = {loss.value, items};
+    optim::all_reduce_exactly(comm_, global, "validation loss");
+    loss.value = global[0];
     if (optimizer_.has_average()) optimizer_.swap_average();
-    return global[0] / global[1];
+    return loss.to_double() / static_cast<double>(global[1]);
   }
 
   void save(int64_t done) {
@@ -261,6 +291,7 @@ class Run {
     info.data_cursor = static_cast<uint64_t>(done * job_.training().batch());
     info.job_text = effective_text(job_);
     const optim::LossScalerState& scaler = trainer_.loss_scaler().state();
+    if (sharded_.exact() != nullptr) info.counters = sharded_.exact()->state();
     if (scales_loss()) {
       info.scalars["loss_scale"] = scaler.scale;
       info.counters["steps_at_loss_scale"] = scaler.good_steps;
@@ -285,6 +316,8 @@ class Run {
       summary["loss_scale"] = trainer_.loss_scaler().scale();
       summary["skipped_steps"] = trainer_.loss_scaler().skipped_steps();
     }
+    summary["reduction"] = ringzero::Sharding::Reduction_Name(job_.sharding().reduction());
+    summary["group_size"] = job_.sharding().group_size();
     summary["steps"] = job_.training().steps();
     summary["final_loss"] = last_.loss;
     summary["val_loss"] = validation_loss_;

@@ -3,7 +3,9 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <limits>
 #include <map>
 #include <set>
 
@@ -15,15 +17,19 @@
 namespace rz::optim {
 
 ShardedModel::ShardedModel(nn::Module& model, comm::Communicator& comm, const ShardingOptions& options)
-    : model_(model), comm_(comm), options_(options) {
+    : model_(model), comm_(comm), groups_(comm, options.group_size), options_(options) {
   RZ_CHECK(options.accumulation.micro_batches >= 1, "{} micro-batches", options.accumulation.micro_batches);
   RZ_CHECK(options.prefetch >= 0 && options.reductions_in_flight >= 1, "prefetch {} and {} reductions in flight", options.prefetch,
            options.reductions_in_flight);
   options.precision.check();
+  RZ_CONFIG_CHECK(options.exact_micro_batches == 0 || !options.precision.mixed(), "exact sums need float32 training, not {}",
+                  name(options.precision.weights));
   model.set_dtype(options.precision.weights);
+  if (options.exact_micro_batches > 0) exact_ = std::make_unique<GradientGrids>(model.parameters(), options.exact_micro_batches);
   for (BucketPlan& plan : plan_buckets(model, options.bucket_bytes)) {
     const bool trainable = plan.trainable;
-    units_.push_back(std::make_unique<ShardedUnit>(std::move(plan), options.policy, options.precision, options.accumulation, options.order, comm));
+    units_.push_back(std::make_unique<ShardedUnit>(std::move(plan), options.policy, options.precision, options.accumulation, options.order,
+                                                   groups_, exact_.get()));
     units_.back()->initialize(options.seed);
     const auto& entries = units_.back()->layout().entries();
     for (size_t e = 0; e < entries.size(); ++e) {
@@ -60,6 +66,7 @@ void ShardedModel::map_units() {
 
 void ShardedModel::begin_step() {
   micro_batch_ = 0;
+  if (exact_) exact_->begin_attempt();
   for (auto& unit : units_)
     if (unit->outermost()) unit->gather();
 }
@@ -107,6 +114,7 @@ void ShardedModel::ready(autograd::AutogradMeta& leaf) {
   ShardedUnit& unit = *units_[place.unit];
   if (!unit.entry_ready(place.entry)) return;
   if (!unit.outermost()) unit.release();
+  unit.fold(counts_);
   if (reduces_now()) launch_ready_reductions(false);
 }
 
@@ -122,10 +130,13 @@ void ShardedModel::launch_ready_reductions(bool all) {
   }
 }
 
-void ShardedModel::backward(const Tensor& loss, double scale) {
+void ShardedModel::backward(const Tensor& loss, double scale, bool counts) {
+  RZ_CHECK(loss.defined() || (exact_ && !options_.policy.parameters), "a micro-batch without a loss");
+  RZ_CHECK(counts || exact_, "a micro-batch that does not count, outside exact mode");
+  counts_ = counts;
   reduce_cursor_ = 0;
   finished_cursor_ = 0;
-  {
+  if (loss.defined()) {
     PhaseScope phase(Phase::backward);
     autograd::BackwardOptions backward_options;
     backward_options.sink = this;
@@ -138,6 +149,7 @@ void ShardedModel::backward(const Tensor& loss, double scale) {
   }
   {
     PhaseScope phase(Phase::reduce);
+    for (auto& unit : units_) unit->fold(counts_);  // those that not all of their parameters' gradients reached
     if (reduces_now()) {
       launch_ready_reductions(true);
       while (finished_cursor_ < reduce_order_.size()) units_[reduce_order_[finished_cursor_++]]->finish_reduce();
@@ -155,6 +167,7 @@ void ShardedModel::end_forward_only() {
 
 double ShardedModel::shard_sum_of_squares() const {
   double sum = 0;
+  if (!groups_.first()) return sum;
   for (size_t u : reduce_order_) {
     const Tensor shard = units_[u]->gradient_shard();
     sum += backend(shard.device()).optimizer->sum_of_squares(shard);
@@ -175,6 +188,45 @@ std::string ShardedModel::first_non_finite_gradient() const {
     if (!found.empty()) return found;
   }
   return {};
+}
+
+double ShardedModel::ordered_sum_of_squares() {
+  int32_t largest = 0;
+  for (size_t u : reduce_order_) {
+    const Tensor shard = units_[u]->gradient_shard();
+    largest = std::max(largest, backend(shard.device()).fixed_point->largest_magnitude(shard));
+  }
+  comm_.all_reduce(&largest, 1, DType::i32, comm::ReduceOp::max, {.name = "largest gradient"}).wait();
+  const int bound = exponent_of_bits(largest);
+  if (bound > 128) return std::numeric_limits<double>::quiet_NaN();
+  std::array<Int128, 1> sum = {0};
+  for (size_t u : reduce_order_) {
+    if (!groups_.first()) break;
+    const Tensor shard = units_[u]->gradient_shard();
+    sum[0] += backend(shard.device()).fixed_point->sum_of_squares(shard, bound);
+  }
+  all_reduce_exactly(comm_, sum, "squared norm");
+  return std::ldexp(static_cast<double>(sum[0]), 2 * bound - kSquareBits);
+}
+
+double ShardedModel::exact_sum_of_squares(std::span<Int128> more) {
+  std::vector<Int128> sums(exact_->size(), 0);
+  for (size_t u : reduce_order_) {
+    if (!groups_.first()) break;
+    const ShardedUnit& unit = *units_[u];
+    const Tensor shard = unit.gradient_shard();
+    unit.for_each_part(unit.shard(), [&](const FlatEntry& entry, Range part, int64_t at) {
+      const size_t p = exact_->index_of(*entry.parameter);
+      sums[p] += backend(shard.device()).fixed_point->sum_of_squares(shard.view_slice(0, at, at + part.length()), exact_->sum_bound(p));
+    });
+  }
+  const size_t parameters = sums.size();
+  sums.insert(sums.end(), more.begin(), more.end());
+  all_reduce_exactly(comm_, sums, "scalars");
+  std::copy(sums.begin() + static_cast<std::ptrdiff_t>(parameters), sums.end(), more.begin());
+  double total = 0;  // in the model's order of parameters, which no sharding changes
+  for (size_t p = 0; p < parameters; ++p) total += std::ldexp(static_cast<double>(sums[p]), 2 * exact_->sum_bound(p) - kSquareBits);
+  return total;
 }
 
 void ShardedModel::reduce_scalars(std::span<double> values) {

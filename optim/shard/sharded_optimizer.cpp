@@ -119,10 +119,13 @@ std::vector<StateSlice> ShardedOptimizer::slices(bool for_saving) const {
     add_slices(out, unit, prefix, range, flat.view_slice(0, range.begin - kept.begin, range.end - kept.begin));
   };
   const bool mixed = model_.options().precision.mixed();
-  for (const auto& unit : model_.units())
+  for (const auto& unit : model_.units()) {
+    if (for_saving && !unit->speaks_for_shard()) continue;
     if (!mixed || !unit->trainable()) add(*unit, "model.", unit->kept_range(), unit->kept_weights());
+  }
   const auto names = rule_->state_names();
   for (const UnitState& s : units_) {
+    if (for_saving && !s.unit->speaks_for_shard()) continue;
     const Range update = s.unit->update_range();
     if (mixed) add(*s.unit, "model.", update, s.master);
     for (size_t i = 0; i < s.state.size(); ++i) add(*s.unit, "optimizer." + names[i] + ".", update, s.state[i]);

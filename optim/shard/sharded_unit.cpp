@@ -9,15 +9,16 @@
 namespace rz::optim {
 
 ShardedUnit::ShardedUnit(BucketPlan plan, const ShardingPolicy& policy, const Precision& precision, const Accumulation& accumulation,
-                         comm::Order order, comm::Communicator& comm)
+                         comm::Order order, ShardGroups& groups, GradientGrids* exact)
     : plan_(std::move(plan)),
-      layout_(plan_.parameters, comm.size()),
+      layout_(plan_.parameters, groups.inner().size()),
       policy_(policy),
       precision_(precision),
       accumulation_(accumulation),
       order_(order),
-      comm_(comm),
-      shard_(layout_.shard(comm.rank())),
+      groups_(groups),
+      comm_(groups.inner()),
+      shard_(layout_.shard(comm_.rank())),
       update_range_(policy.optimizer ? shard_ : layout_.whole()),
       contributed_(plan_.parameters.size(), 0) {
   const DType dtype = precision_.weights;
@@ -37,10 +38,19 @@ ShardedUnit::ShardedUnit(BucketPlan plan, const ShardingPolicy& policy, const Pr
   for (const FlatEntry& entry : layout_.entries()) entry.parameter->value.rebind_storage(weights_, entry.offset);
   if (!plan_.trainable) return;
 
+  const bool apart = accumulation_.reduce_every && accumulation_.micro_batches > 1;
+  if (exact != nullptr) {
+    gradients_ = Storage::make_released(full_bytes, Category::communication, plan_.name + " gradients");
+    accumulated_ = Tensor::empty({update_range_.length()}, DType::f32, Category::gradient, plan_.name + " reduced gradients");
+    std::memset(accumulated_.raw_data(), 0, accumulated_.size_bytes());  // its padding, for good
+    gradient_view_ = accumulated_;
+    exact_ = std::make_unique<ExactGradients>(layout_, *exact, update_range_, ExactGradients::Memory{.transient = policy_.gradients, .apart = apart}, plan_.name);
+    return;
+  }
   const bool transient = policy_.gradients;
   gradients_ = Storage::make_released(full_bytes, transient ? Category::communication : Category::gradient, plan_.name + " gradients");
   if (!transient) materialize_gradients();
-  if (transient || (accumulation_.reduce_every && accumulation_.micro_batches > 1)) {
+  if (transient || apart) {
     accumulated_ = Tensor::empty({update_range_.length()}, dtype, Category::gradient, plan_.name + " reduced gradients");
     gradient_view_ = accumulated_;
   } else {
@@ -132,21 +142,33 @@ bool ShardedUnit::entry_ready(size_t index) {
   return ++ready_ == layout_.entries().size();
 }
 
+void ShardedUnit::fold(bool counts) {
+  if (!exact_ || gradients_state_ != GradientsState::accumulating) return;
+  if (counts) exact_->add(gradients_, contributed_);
+  gradients_->release();
+  std::ranges::fill(contributed_, 0);
+  gradients_state_ = GradientsState::empty;
+}
+
 void ShardedUnit::start_reduce() {
   RZ_CHECK(gradients_state_ != GradientsState::reducing, "unit '{}' is being reduced already", plan_.name);
+  const comm::CollectiveOptions options{.name = plan_.name, .order = order_};
+  if (exact_) {
+    RZ_CHECK(gradients_state_ == GradientsState::empty, "unit '{}' is reduced before its micro-batch was added", plan_.name);
+    int64_t* sums = exact_->sums_to_reduce();
+    reduce_work_ = groups_.reduce(sums, sums + shard_.begin, padded(), DType::i64, !policy_.optimizer, options);
+    gradients_state_ = GradientsState::reducing;
+    return;
+  }
   materialize_gradients();
   for (size_t i = 0; i < contributed_.size(); ++i)
     if (!contributed_[i]) zero_gradients(layout_.entries()[i].range());
   const DType dtype = precision_.reduce;
   std::byte* full = precision_.widens_reduction() ? widen_gradients() : at(gradients_);
-  if (!policy_.optimizer) {
-    reduce_work_ = comm_.all_reduce(full, padded(), dtype, comm::ReduceOp::sum, {.name = plan_.name, .order = order_});
-  } else {
-    // The first result lands in its place; later ones, and those of another type, beside it, to be added or converted.
-    const bool direct = accumulated_.defined() && !have_reduced_ && !widened_.defined();
-    std::byte* own = direct ? accumulated_.raw_data() : full + static_cast<size_t>(shard_.begin) * size_bytes(dtype);
-    reduce_work_ = comm_.reduce_scatter(full, own, padded(), dtype, comm::ReduceOp::sum, {.name = plan_.name, .order = order_});
-  }
+  // The first result lands in its place; later ones, and those of another type, beside it, to be added or converted.
+  const bool direct = policy_.optimizer && accumulated_.defined() && !have_reduced_ && !widened_.defined();
+  std::byte* own = direct ? accumulated_.raw_data() : full + static_cast<size_t>(shard_.begin) * size_bytes(dtype);
+  reduce_work_ = groups_.reduce(full, own, padded(), dtype, !policy_.optimizer, options);
   gradients_state_ = GradientsState::reducing;
 }
 
@@ -161,7 +183,9 @@ std::byte* ShardedUnit::widen_gradients() {
 void ShardedUnit::finish_reduce() {
   if (gradients_state_ != GradientsState::reducing) return;
   reduce_work_.wait();
-  if (widened_.defined()) {
+  if (exact_) {
+    exact_->finish_reduce(have_reduced_, accumulated_);
+  } else if (widened_.defined()) {
     const Tensor result = widened_.view_slice(0, update_range_.begin, update_range_.end);
     backend(result.device()).elementwise->add_into(result, gradient_view_, have_reduced_);
     widened_ = Tensor();
@@ -171,7 +195,7 @@ void ShardedUnit::finish_reduce() {
   }
   have_reduced_ = true;
   std::ranges::fill(contributed_, 0);
-  if (policy_.gradients) gradients_->release();
+  if (policy_.gradients && !exact_) gradients_->release();
   gradients_state_ = GradientsState::empty;
 }
 

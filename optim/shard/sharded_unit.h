@@ -12,10 +12,11 @@
 #include <string>
 #include <vector>
 
-#include "comm/communicator.h"
+#include "optim/shard/exact_gradients.h"
 #include "optim/shard/flat_layout.h"
 #include "optim/shard/policy.h"
 #include "optim/shard/precision.h"
+#include "optim/shard/shard_groups.h"
 #include "runtime/autograd/gradient_sink.h"
 
 namespace rz::optim {
@@ -28,9 +29,10 @@ struct Accumulation {
 
 class ShardedUnit {
  public:
-  // The parameters of `plan` have the type precision.weights.
+  // The parameters of `plan` have the type precision.weights. `exact`: gradients are summed on its grids, in any order; null: as
+  // floating-point numbers in `order`. `groups` and `exact` must outlive it.
   ShardedUnit(BucketPlan plan, const ShardingPolicy& policy, const Precision& precision, const Accumulation& accumulation, comm::Order order,
-              comm::Communicator& comm);
+              ShardGroups& groups, GradientGrids* exact = nullptr);
   // Waits for what is still on the wire: its buffers must not go before that.
   ~ShardedUnit();
 
@@ -59,8 +61,11 @@ class ShardedUnit {
   // Entry `index` has had its last contribution of this backward; true when it was the last of the unit.
   bool entry_ready(size_t index);
   bool all_ready() const { return ready_ == layout_.entries().size(); }
-  // Zeros for entries that got no contribution, then sums over the ranks: reduce-scatter, or all-reduce where the whole is
-  // kept. COLLECTIVE.
+  // Ends a micro-batch in exact mode: its gradients join the sums (or, without `counts`, are dropped) and their buffer is freed.
+  // No effect in other modes or when that was done.
+  void fold(bool counts);
+  // Zeros for entries that got no contribution, then sums over the ranks: reduce-scatter (in the group, with an all-reduce across
+  // groups), or all-reduce where the whole is kept. COLLECTIVE.
   void start_reduce();
   // Waits for it, adds the result to earlier micro-batches' where asked, frees a transient buffer.
   void finish_reduce();
@@ -91,6 +96,8 @@ class ShardedUnit {
       f(entry, Range{part.begin - entry.offset, part.end - entry.offset}, part.begin - range.begin);
     }
   }
+  // Whether this rank's shard is the one that counts: with several groups every shard exists once in each.
+  bool speaks_for_shard() const { return groups_.first(); }
   // What this rank keeps of the weights, flat: its shard, or everything.
   Range kept_range() const { return policy_.parameters ? shard_ : layout_.whole(); }
   Tensor kept_weights() const;
@@ -114,7 +121,8 @@ class ShardedUnit {
   Precision precision_;
   Accumulation accumulation_;
   comm::Order order_;
-  comm::Communicator& comm_;
+  ShardGroups& groups_;
+  comm::Communicator& comm_;  // of the group that shares shards
   Range shard_;
   Range update_range_;
 
@@ -123,6 +131,7 @@ class ShardedUnit {
   std::shared_ptr<Storage> gradients_;      // full; persistent or transient
   Tensor widened_;                          // full, in the reduction's type, while gradients of another type are reduced
   Tensor accumulated_;                      // reduced gradients of the update range, where they are kept apart from the full buffer
+  std::unique_ptr<ExactGradients> exact_;   // in exact mode; gradients_ is then transient, of one micro-batch
   Tensor weight_view_;
   Tensor gradient_view_;
 

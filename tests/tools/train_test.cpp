@@ -247,5 +247,32 @@ TEST_F(Training, ADivergingRunStopsOnEveryRank) {
   for (const auto& error : texts) EXPECT_THAT(error, HasSubstr("not both finite"));
 }
 
+TEST_F(Training, ExactSumsDoNotDependOnRanksStagesOrInterruption) {
+  const auto exact = [&](std::vector<std::string> more) {
+    more.insert(more.end(), {"sharding.reduction=EXACT", "training.micro_batch=2", "schedule.kind=CONSTANT", "training.ema_decay=0.5"});
+    return job(more);
+  };
+  run(exact({}), 1, "one");
+  const auto expected = summary("one");
+  const auto same = [&](const std::string& out) {
+    EXPECT_EQ(losses(out), losses("one")) << out;
+    for (const char* key : {"weights_digest", "val_loss", "final_loss"}) EXPECT_EQ(summary(out).at(key), expected.at(key)) << out << " " << key;
+  };
+  run(exact({"sharding.stage=3", "training.accumulate=4"}), 3, "three");
+  same("three");
+  run(exact({"sharding.stage=2", "sharding.group_size=2", "sharding.reduce_every=true", "training.threads=2"}), 4, "four");
+  same("four");
+  run(exact({"sharding.stage=1", "sharding.bucket_mb=1"}), 7, "seven");  // more ranks than micro-batches
+  same("seven");
+  run(exact({"training.steps=3"}), 4, "part");
+  run(exact({"sharding.stage=3"}), 2, "part", true);
+  same("part");
+}
+
+TEST_F(Training, GroupsThatDoNotDivideTheRanksAreRefused) {
+  for (const auto& error : errors(job({"sharding.group_size=2"}), 3, path("refused"))) EXPECT_THAT(error, HasSubstr("sharding.group_size"));
+  EXPECT_FALSE(fs::exists(path("refused")));
+}
+
 }  // namespace
 }  // namespace rz::tools
