@@ -14,6 +14,7 @@ ShardedUnit::ShardedUnit(BucketPlan plan, const ShardingPolicy& policy, const Pr
       layout_(plan_.parameters, comm.size()),
       policy_(policy),
       precision_(precision),
+      widens_(precision.reduce != precision.weights && comm.size() > 1),
       accumulation_(accumulation),
       order_(order),
       comm_(comm),
@@ -137,8 +138,8 @@ void ShardedUnit::start_reduce() {
   materialize_gradients();
   for (size_t i = 0; i < contributed_.size(); ++i)
     if (!contributed_[i]) zero_gradients(layout_.entries()[i].range());
-  const DType dtype = precision_.reduce;
-  std::byte* full = precision_.widens_reduction() ? widen_gradients() : at(gradients_);
+  const DType dtype = widens_ ? precision_.reduce : precision_.weights;
+  std::byte* full = widens_ ? widen_gradients() : at(gradients_);
   if (!policy_.optimizer) {
     reduce_work_ = comm_.all_reduce(full, padded(), dtype, comm::ReduceOp::sum, {.name = plan_.name, .order = order_});
   } else {
