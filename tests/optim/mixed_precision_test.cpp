@@ -73,6 +73,23 @@ TEST(Mixed, RankOrderedSumsDoNotDependOnBuckets) {
   }
 }
 
+TEST(Mixed, RecomputationAndPrefetchChangeNoBit) {
+  for (const DType dtype : {DType::bf16, DType::f16}) {
+    RunSettings s = settings({dtype, DType::f32}, 3);
+    const auto reference = train_gpt(s);
+    for (const auto recompute : {models::Recompute::selective, models::Recompute::full, models::Recompute::sqrt}) {
+      for (const int stage : {0, 3}) {
+        models::TransformerConfig config = tiny_gpt();
+        config.recompute = recompute;
+        s.stage = stage;
+        s.prefetch = stage == 3 ? 2 : 1;
+        EXPECT_EQ(train_gpt(s, config)[0], reference[0])
+            << name(dtype) << " recompute " << static_cast<int>(recompute) << " stage " << stage;
+      }
+    }
+  }
+}
+
 TEST(Mixed, BitsDependOnThePrecisionAndOnTheTypeOfTheReduction) {
   // The negative control of the tests above: they would also pass if every setting computed in float32.
   std::vector<uint64_t> digests = {train_gpt(settings({}, 3))[0].digest};
