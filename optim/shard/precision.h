@@ -19,8 +19,6 @@ struct Precision {
   DType reduce = DType::f32;   // in which gradients of several ranks are summed: f32 or `weights`
 
   bool mixed() const { return weights != DType::f32; }
-  // Gradients are converted for their reduction.
-  bool widens_reduction() const { return reduce != weights; }
   void check() const {
     RZ_CONFIG_CHECK(weights == DType::f32 || weights == DType::bf16 || weights == DType::f16,
                     "training in {} is not possible; valid: f32, bf16, f16", name(weights));

@@ -190,10 +190,20 @@ std::string ShardedModel::first_non_finite_gradient() const {
   return {};
 }
 
+namespace {
+// Fixed-point kernels read float32: 16-bit gradients are widened, unit by unit.
+Tensor as_float32(const Tensor& shard) {
+  if (shard.dtype() == DType::f32) return shard;
+  Tensor wide = Tensor::empty(shard.shape(), DType::f32, Category::workspace, "gradient shard in float32");
+  backend(shard.device()).elementwise->copy(shard, wide);
+  return wide;
+}
+}  // namespace
+
 double ShardedModel::ordered_sum_of_squares() {
   int32_t largest = 0;
   for (size_t u : reduce_order_) {
-    const Tensor shard = units_[u]->gradient_shard();
+    const Tensor shard = as_float32(units_[u]->gradient_shard());
     largest = std::max(largest, backend(shard.device()).fixed_point->largest_magnitude(shard));
   }
   comm_.all_reduce(&largest, 1, DType::i32, comm::ReduceOp::max, {.name = "largest gradient"}).wait();
@@ -202,7 +212,7 @@ double ShardedModel::ordered_sum_of_squares() {
   std::array<Int128, 1> sum = {0};
   for (size_t u : reduce_order_) {
     if (!groups_.first()) break;
-    const Tensor shard = units_[u]->gradient_shard();
+    const Tensor shard = as_float32(units_[u]->gradient_shard());
     sum[0] += backend(shard.device()).fixed_point->sum_of_squares(shard, bound);
   }
   all_reduce_exactly(comm_, sum, "squared norm");

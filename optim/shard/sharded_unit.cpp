@@ -14,6 +14,7 @@ ShardedUnit::ShardedUnit(BucketPlan plan, const ShardingPolicy& policy, const Pr
       layout_(plan_.parameters, groups.inner().size()),
       policy_(policy),
       precision_(precision),
+      widens_(precision.reduce != precision.weights && groups.inner().size() * groups.groups() > 1),
       accumulation_(accumulation),
       order_(order),
       groups_(groups),
@@ -163,8 +164,8 @@ void ShardedUnit::start_reduce() {
   materialize_gradients();
   for (size_t i = 0; i < contributed_.size(); ++i)
     if (!contributed_[i]) zero_gradients(layout_.entries()[i].range());
-  const DType dtype = precision_.reduce;
-  std::byte* full = precision_.widens_reduction() ? widen_gradients() : at(gradients_);
+  const DType dtype = widens_ ? precision_.reduce : precision_.weights;
+  std::byte* full = widens_ ? widen_gradients() : at(gradients_);
   // The first result lands in its place; later ones, and those of another type, beside it, to be added or converted.
   const bool direct = policy_.optimizer && accumulated_.defined() && !have_reduced_ && !widened_.defined();
   std::byte* own = direct ? accumulated_.raw_data() : full + static_cast<size_t>(shard_.begin) * size_bytes(dtype);

@@ -71,7 +71,7 @@ class ShardedUnit {
   void finish_reduce();
   bool reducing() const { return gradients_state_ == GradientsState::reducing; }
   // A reduction holds memory of its own until it is finished.
-  bool reduction_is_transient() const { return policy_.gradients || precision_.widens_reduction(); }
+  bool reduction_is_transient() const { return policy_.gradients || widens_; }
   // Forgets readiness; `keep` keeps what was accumulated (the next micro-batch adds to it).
   void end_backward(bool keep);
 
@@ -119,6 +119,7 @@ class ShardedUnit {
   FlatLayout layout_;
   ShardingPolicy policy_;
   Precision precision_;
+  bool widens_;  // gradients are converted for their reduction; on one rank there is nothing to round
   Accumulation accumulation_;
   comm::Order order_;
   ShardGroups& groups_;

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cmath>
 #include <limits>
 #include <map>
@@ -74,7 +75,7 @@ TEST(LossScaler, PowersOfTwoChangeNoBitWhereNothingUnderflows) {
 }
 
 // One element of one rank's gradient overflows in step 2: it ends in the shard of one rank, and all ranks must skip.
-std::vector<Trace> train_with_overflow(RunSettings s, std::vector<std::vector<uint64_t>>& digests) {
+std::vector<Trace> train_with_overflow(RunSettings s, std::vector<std::vector<uint64_t>>& digests, std::atomic<int>& overflowed_shards) {
   s.precision = kF16;
   s.scaling.enabled = true;
   s.scaling.initial = 256;
@@ -96,7 +97,10 @@ std::vector<Trace> train_with_overflow(RunSettings s, std::vector<std::vector<ui
           step_now = step;
           return gpt_loss(gpt, s, step, first, count);
         },
-        [&](ShardedModel& model, ShardedOptimizer&, int64_t) { digests[rank].push_back(model.weights_digest()); });
+        [&](ShardedModel& model, ShardedOptimizer&, int64_t step) {
+          if (step == 2 && !std::isfinite(model.shard_sum_of_squares())) ++overflowed_shards;
+          digests[rank].push_back(model.weights_digest());
+        });
   });
   return traces;
 }
@@ -108,7 +112,9 @@ TEST(LossScaling, AnOverflowOnOneRankIsSkippedByAllAndLeavesNoTrace) {
       s.stage = stage;
       s.ranks = ranks;
       std::vector<std::vector<uint64_t>> digests;
-      const auto traces = train_with_overflow(s, digests);
+      std::atomic<int> overflowed_shards = 0;
+      const auto traces = train_with_overflow(s, digests, overflowed_shards);
+      EXPECT_EQ(overflowed_shards, 1) << "only one rank sees it: a decision of each rank by itself would part them";
       for (int r = 0; r < ranks; ++r) {
         const auto& trace = traces[static_cast<size_t>(r)];
         const auto& digest = digests[static_cast<size_t>(r)];
