@@ -55,8 +55,10 @@ void ExactGradients::finish_reduce(bool accumulate, Tensor& out) {
   Tensor result = Tensor::over(sums_, {update_range_.length()}, DType::i64, update_range_.begin);
   auto& kernels = *backend(out.device()).fixed_point;
   if (memory_.apart) {
-    if (accumulate) kernels.add_sums(result, own_sums_);
-    else std::memcpy(own_sums_.raw_data(), result.raw_data(), result.size_bytes());
+    if (accumulate)
+      kernels.add_sums(result, own_sums_);
+    else
+      std::memcpy(own_sums_.raw_data(), result.raw_data(), result.size_bytes());
     result = own_sums_;
   }
   for (size_t e = 0; e < parameters_.size(); ++e) {

@@ -21,7 +21,8 @@ bool FixedSum::add(double value_to_add) {
   if (!(std::abs(value_to_add) < 0x1p60)) return false;
   const double whole = std::floor(value_to_add);
   const double fraction = value_to_add - whole;  // exact, but for tiny negative numbers, where it rounds to nearest
-  value += static_cast<Int128>(static_cast<int64_t>(whole)) * (Int128{1} << kFractionBits) + static_cast<Int128>(std::llrint(fraction * 0x1p60));
+  value +=
+      static_cast<Int128>(static_cast<int64_t>(whole)) * (Int128{1} << kFractionBits) + static_cast<Int128>(std::llrint(fraction * 0x1p60));
   return true;
 }
 
@@ -43,8 +44,8 @@ void all_reduce_exactly(comm::Communicator& comm, std::span<Int128> values, std:
 }
 
 GradientGrids::GradientGrids(const std::vector<nn::Parameter*>& parameters, int64_t micro_batches) : parameters_(parameters) {
-  RZ_CONFIG_CHECK(micro_batches >= 1 && micro_batches <= int64_t{1} << 24, "exact sums take 1 to {} micro-batches in a step, not {}; make them larger",
-                  int64_t{1} << 24, micro_batches);
+  RZ_CONFIG_CHECK(micro_batches >= 1 && micro_batches <= int64_t{1} << 24,
+                  "exact sums take 1 to {} micro-batches in a step, not {}; make them larger", int64_t{1} << 24, micro_batches);
   micro_batch_bits_ = std::bit_width(static_cast<uint64_t>(micro_batches - 1));
   for (size_t i = 0; i < parameters_.size(); ++i) index_[parameters_[i]] = i;
   exponents_.assign(parameters_.size(), kUnknownExponent);
@@ -66,12 +67,15 @@ bool GradientGrids::agree(comm::Communicator& comm, bool loss_is_bad) {
     if (magnitudes_[p] == 0) continue;
     const int exponent = exponent_of_bits(magnitudes_[p]);
     if (exponent + micro_batch_bits_ >= kFloatExponents)
-      unsummable += fmt::format("{}'{}' (largest magnitude {})", unsummable.empty() ? "" : ", ", parameters_[p]->name, std::bit_cast<float>(magnitudes_[p]));
+      unsummable += fmt::format("{}'{}' (largest magnitude {})", unsummable.empty() ? "" : ", ", parameters_[p]->name,
+                                std::bit_cast<float>(magnitudes_[p]));
     beyond |= exponent > exponents_[p] + kGrowthBits;
   }
   RZ_CHECK(unsummable.empty(), "gradients are not finite, or their sum may exceed float32: {}", unsummable);
   if (!beyond) return true;
-  RZ_CHECK(!repeated_, "the same step computed twice gave different gradients: exact sums need a forward that depends on the step and the samples alone");
+  RZ_CHECK(
+      !repeated_,
+      "the same step computed twice gave different gradients: exact sums need a forward that depends on the step and the samples alone");
   repeated_ = true;
   for (size_t p = 0; p < parameters_.size(); ++p)
     if (magnitudes_[p] != 0) exponents_[p] = std::max(exponents_[p], exponent_of_bits(magnitudes_[p]));

@@ -4,8 +4,9 @@ namespace rz::optim {
 
 ShardGroups::ShardGroups(comm::Communicator& comm, int64_t group_size) : comm_(comm) {
   const int64_t size = group_size == 0 ? comm.size() : group_size;
-  RZ_CONFIG_CHECK(size >= 1 && comm.size() % size == 0, "groups of {} do not divide {} ranks; sharding.group_size must be 0 (all ranks) or a divisor of their number",
-                  size, comm.size());
+  RZ_CONFIG_CHECK(size >= 1 && comm.size() % size == 0,
+                  "groups of {} do not divide {} ranks; sharding.group_size must be 0 (all ranks) or a divisor of their number", size,
+                  comm.size());
   groups_ = static_cast<int>(comm.size() / size);
   if (groups_ == 1) return;
   group_ = static_cast<int>(comm.rank() / size);

@@ -15,12 +15,16 @@ class Awkward final : public nn::Module {
  public:
   class Part final : public nn::Module {
    public:
-    explicit Part(int64_t width) : w(register_parameter("w", {width, width}, nn::Init::normal(0.3), true)), scale(register_parameter("scale", {1}, nn::Init::ones(), false)) {}
+    explicit Part(int64_t width)
+        : w(register_parameter("w", {width, width}, nn::Init::normal(0.3), true)),
+          scale(register_parameter("scale", {1}, nn::Init::ones(), false)) {}
     nn::Parameter& w;
     nn::Parameter& scale;
   };
 
-  Awkward() : tied(register_parameter("tied", {5, 5}, nn::Init::normal(0.3), true)), unused(register_parameter("unused", {7}, nn::Init::normal(1), true)) {
+  Awkward()
+      : tied(register_parameter("tied", {5, 5}, nn::Init::normal(0.3), true)),
+        unused(register_parameter("unused", {7}, nn::Init::normal(1), true)) {
     register_module("first", first);
     register_module("second", second);
     second.w.trainable = false;
@@ -31,7 +35,9 @@ class Awkward final : public nn::Module {
   Tensor loss(const Tensor& x, double factor) {
     Tensor y = ops::matmul(x, tied.value);
     for (Part* part : {&first, &second})
-      y = nn::run_unit(*part, {y}, [&](const std::vector<Tensor>& in) { return ops::mul(ops::tanh(ops::matmul(in[0], part->w.value)), part->scale.value); });
+      y = nn::run_unit(*part, {y}, [&](const std::vector<Tensor>& in) {
+        return ops::mul(ops::tanh(ops::matmul(in[0], part->w.value)), part->scale.value);
+      });
     y = ops::matmul(y, tied.value, {.b = true});
     return ops::scale(ops::sum(ops::square(y)), factor);
   }

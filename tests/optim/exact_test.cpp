@@ -5,13 +5,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <bit>
 #include <cmath>
-#include <numeric>
+#include <set>
 
 #include "optim/shard/exact_gradients.h"
 #include "runtime/core/rank_context.h"
-#include "runtime/kernels/backend.h"
 #include "tests/optim/awkward_model.h"
 #include "tests/optim/sharded_fixture.h"
 
@@ -20,63 +20,7 @@ namespace {
 
 using ::testing::HasSubstr;
 
-FixedPointKernels& kernels() { return *backend(Device{}).fixed_point; }
-
-// The grid's definition, element by element: nearest integer, halves away from zero.
-int64_t reference_units(float x, int grid) { return static_cast<int64_t>(std::round(std::ldexp(static_cast<double>(x), -grid))); }
-
-TEST(FixedPoint, AddsTheNearestUnits) {
-  const Random random(1, "fixed point", 0, 0);
-  std::vector<float> values = {0.0f, -0.0f, 1.0f, -1.0f, 0x1p-149f, -0x1.8p-140f, 0x1p-20f, -0x1p-21f, 0x1.fffffep-22f, 0x1p-22f};
-  for (uint64_t i = 0; i < 1000; ++i) values.push_back(static_cast<float>(std::ldexp(random.normal(i), static_cast<int>(random.below(i + 5000, 58)) - 50)));
-  const Tensor x = Tensor::of({static_cast<int64_t>(values.size())}, values);
-  for (const int grid : {-20, -40, -52}) {
-    Tensor sums = Tensor::zeros(x.shape(), DType::i64);
-    const int32_t largest = kernels().add_fixed(x, grid, sums, false);
-    float expected_largest = 0;
-    for (float v : values) expected_largest = std::max(expected_largest, std::abs(v));
-    EXPECT_EQ(std::bit_cast<float>(largest), expected_largest);
-    kernels().add_fixed(x, grid, sums, true);
-    for (size_t i = 0; i < values.size(); ++i) EXPECT_EQ(sums.data<int64_t>()[i], 2 * reference_units(values[i], grid)) << values[i] << " on 2^" << grid;
-  }
-}
-
-TEST(FixedPoint, TheLargestMagnitudeShowsWhatIsNotFinite) {
-  for (const float odd : {INFINITY, -INFINITY, NAN, -NAN}) {
-    std::vector<float> values(100, 3.0f);
-    values[41] = odd;
-    Tensor sums = Tensor::zeros({100}, DType::i64);
-    const int32_t largest = kernels().add_fixed(Tensor::of({100}, values), -30, sums, false);
-    EXPECT_GE(exponent_of_bits(largest), 129);
-  }
-}
-
-TEST(FixedPoint, ReturnsToFloatRoundedOnce) {
-  // 2^60 + 2^36 + 1 lies just above the middle of two float32 numbers: rounding to double first would lose that.
-  const std::vector<int64_t> sums = {1, -1, (int64_t{1} << 60) + (int64_t{1} << 36) + 1, -((int64_t{1} << 40) + 3), INT64_MAX};
-  Tensor out = Tensor::zeros({5});
-  kernels().to_float(Tensor::of({5}, sums), -50, out);
-  for (size_t i = 0; i < sums.size(); ++i) EXPECT_EQ(out.data<float>()[i], std::ldexp(static_cast<float>(sums[i]), -50));
-  EXPECT_GT(out.data<float>()[2], 0x1p10f);
-}
-
-TEST(FixedPoint, SquaresDoNotDependOnTheCut) {
-  constexpr int64_t kCount = 20000;
-  const Random random(2, "squares", 0, 0);
-  std::vector<float> values(kCount);
-  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(random.normal(i) * 1e-3);
-  const Tensor x = Tensor::of({kCount}, values);
-  constexpr int kBound = -6;
-  const Int128 whole = kernels().sum_of_squares(x, kBound);
-  for (const int64_t cut : {int64_t{1}, int64_t{17}, int64_t{4096}, int64_t{9999}})
-    EXPECT_TRUE(whole == kernels().sum_of_squares(x.view_slice(0, 0, cut), kBound) + kernels().sum_of_squares(x.view_slice(0, cut, kCount), kBound));
-  long double expected = 0;
-  for (const float v : values) expected += static_cast<long double>(v) * v;
-  const double unit = std::ldexp(1.0, 2 * kBound - kSquareBits);
-  EXPECT_NEAR(static_cast<double>(whole) * unit, static_cast<double>(expected), 0.5 * kCount * unit + 1e-15 * static_cast<double>(expected));
-}
-
-TEST(FixedPoint, SumsOfNumbersReachEveryRankAlike) {
+TEST(ExactSums, OfSingleNumbersReachEveryRankAlike) {
   const std::vector<double> numbers = {3.25, -1e-17, 0x1p59, -0x1.123456789abcdp40, 1e-9, 7, -0x1p59};
   FixedSum expected;
   for (double v : numbers) ASSERT_TRUE(expected.add(v));
@@ -122,7 +66,8 @@ TEST_P(ExactForEveryRankCount, OneDigestForAllShardings) {
           s.accumulation.reduce_every = reduce_every;
           s.group_size = group;
           for (const Trace& trace : train_gpt(s))
-            EXPECT_EQ(trace, reference()) << "stage " << stage << " bucket " << bucket_bytes << " reduce_every " << reduce_every << " groups of " << group;
+            EXPECT_EQ(trace, reference()) << "stage " << stage << " bucket " << bucket_bytes << " reduce_every " << reduce_every
+                                          << " groups of " << group;
         }
       }
     }
@@ -145,6 +90,26 @@ TEST_P(ExactForEveryRankCount, OneDigestForTiedFrozenUnusedAndTinyParameters) {
         EXPECT_EQ(trace, expected) << "stage " << stage << " bucket " << bucket_bytes;
       });
     }
+  }
+}
+
+TEST(ExactSums, TwentyStepsAgree) {
+  RunSettings s = exact_settings(1);
+  s.steps = 20;
+  const Trace alone = train_gpt(s)[0];
+  struct Variant {
+    int ranks, stage;
+    int64_t bucket_bytes, group_size;
+    bool reduce_every;
+  };
+  for (const Variant& v :
+       {Variant{3, 3, 0, 0, true}, Variant{4, 2, 2000, 2, false}, Variant{5, 0, 1, 0, false}, Variant{7, 1, 1 << 20, 0, true}}) {
+    s.ranks = v.ranks;
+    s.stage = v.stage;
+    s.bucket_bytes = v.bucket_bytes;
+    s.group_size = v.group_size;
+    s.accumulation.reduce_every = v.reduce_every;
+    for (const Trace& trace : train_gpt(s)) EXPECT_EQ(trace, alone) << v.ranks << " ranks, stage " << v.stage;
   }
 }
 
@@ -194,9 +159,7 @@ TEST(ExactSums, OtherOrdersOfSumsAreSeen) {
   EXPECT_EQ(digests.size(), 3u);
 }
 
-TEST(ExactSums, FirstStepAloneIsRepeated) {
-  EXPECT_THAT(reference().repeats, ::testing::ElementsAre(1, 0, 0, 0));
-}
+TEST(ExactSums, FirstStepAloneIsRepeated) { EXPECT_THAT(reference().repeats, ::testing::ElementsAre(1, 0, 0, 0)); }
 
 // A loss whose gradients jump by 2^jump in one step.
 Trace train_jumping(comm::Communicator& comm, RunSettings s, int jump) {
@@ -206,7 +169,8 @@ Trace train_jumping(comm::Communicator& comm, RunSettings s, int jump) {
     const auto& c = gpt.config();
     const double factor = step == 3 ? std::ldexp(1.0, jump) : 1.0;
     const double scale = factor / static_cast<double>(s.batch * c.context);
-    auto r = gpt.loss(test_tokens(step, first, count, c.context, c.vocabulary, 0), test_tokens(step, first, count, c.context, c.vocabulary, 1), scale);
+    auto r = gpt.loss(test_tokens(step, first, count, c.context, c.vocabulary, 0),
+                      test_tokens(step, first, count, c.context, c.vocabulary, 1), scale);
     return MicroLoss{std::move(r.loss), r.sum, r.count};
   });
 }
@@ -243,7 +207,8 @@ TEST(ExactSums, GradientsThatAreNotFiniteAreNamedOnEveryRank) {
         return micro;
       });
     });
-    for (const std::string& error : errors) EXPECT_THAT(error, ::testing::AllOf(HasSubstr("gradients are not finite"), HasSubstr("'tied'")));
+    for (const std::string& error : errors)
+      EXPECT_THAT(error, ::testing::AllOf(HasSubstr("gradients are not finite"), HasSubstr("'tied'")));
   }
   const auto errors = testing::errors_on_ranks(2, {}, [&](comm::Communicator& comm) {
     Awkward model;
@@ -350,15 +315,17 @@ TEST_P(ExactForEveryRankCount, StateBytesEqualTheClosedForms) {
       s.accumulation.reduce_every = reduce_every;
       testing::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
         models::Transformer gpt(tiny_gpt());
-        train_on(comm, gpt, s, [&](auto... a) { return gpt_loss(gpt, s, a...); }, [&](ShardedModel& model, ShardedOptimizer&, int64_t) {
-          const auto& memory = RankContext::current()->memory();
-          const int64_t p = model.padded_elements();
-          const int64_t updated = stage >= 1 ? p / s.ranks : p;
-          EXPECT_EQ(memory.current_bytes(Category::parameter), 4 * (stage == 3 ? p / s.ranks : p));
-          EXPECT_EQ(memory.current_bytes(Category::gradient), 4 * updated + (stage < 2 ? 8 * p : 0) + (reduce_every ? 8 * updated : 0));
-          EXPECT_EQ(memory.current_bytes(Category::optimizer_state), 8 * updated);
-          EXPECT_EQ(memory.unaccounted_bytes(), 0);
-        });
+        train_on(
+            comm, gpt, s, [&](auto... a) { return gpt_loss(gpt, s, a...); },
+            [&](ShardedModel& model, ShardedOptimizer&, int64_t) {
+              const auto& memory = RankContext::current()->memory();
+              const int64_t p = model.padded_elements();
+              const int64_t updated = stage >= 1 ? p / s.ranks : p;
+              EXPECT_EQ(memory.current_bytes(Category::parameter), 4 * (stage == 3 ? p / s.ranks : p));
+              EXPECT_EQ(memory.current_bytes(Category::gradient), 4 * updated + (stage < 2 ? 8 * p : 0) + (reduce_every ? 8 * updated : 0));
+              EXPECT_EQ(memory.current_bytes(Category::optimizer_state), 8 * updated);
+              EXPECT_EQ(memory.unaccounted_bytes(), 0);
+            });
       });
     }
   }
@@ -374,24 +341,28 @@ TEST_P(ExactForEveryRankCount, WireBytesEqualTheClosedForms) {
     testing::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
       models::Transformer gpt(tiny_gpt());
       uint64_t before = 0;
-      train_on(comm, gpt, s, [&](auto... a) { return gpt_loss(gpt, s, a...); }, [&](ShardedModel& model, ShardedOptimizer&, int64_t step) {
-        const auto stats = comm.wire_stats();
-        const uint64_t now = stats.of(comm::CollectiveKind::reduce_scatter).sent_bytes + stats.of(comm::CollectiveKind::all_gather).sent_bytes +
-                             stats.of(comm::CollectiveKind::all_reduce).sent_bytes;
-        if (step > 0) {
-          uint64_t outer = 0, inner = 0;
-          for (const auto& unit : model.units()) (unit->outermost() ? outer : inner) += static_cast<uint64_t>(unit->layout().padded_elements());
-          const uint64_t rounds = (15 + n - 1) / n;
-          const uint64_t gradients = 8 * (outer + inner) * (stage == 0 ? 2 : 1);
-          const uint64_t weights = stage == 0 ? 0 : stage < 3 ? 4 * (outer + inner) : 4 * (outer + 2 * rounds * inner);
-          const uint64_t parameters = model.exact()->size();
-          const uint64_t scalars = 2 * (4 * (parameters + 1) + 3 * 8 * (parameters + 2));
-          const uint64_t rest = now - before - (gradients + weights) / n * (n - 1);
-          EXPECT_LE(rest, scalars) << "stage " << stage;  // a rank's chunks of them may be short or empty
-          EXPECT_GE(rest + scalars / n + 64, scalars / n * (n - 1)) << "stage " << stage;
-        }
-        before = now;
-      });
+      train_on(
+          comm, gpt, s, [&](auto... a) { return gpt_loss(gpt, s, a...); },
+          [&](ShardedModel& model, ShardedOptimizer&, int64_t step) {
+            const auto stats = comm.wire_stats();
+            const uint64_t now = stats.of(comm::CollectiveKind::reduce_scatter).sent_bytes +
+                                 stats.of(comm::CollectiveKind::all_gather).sent_bytes +
+                                 stats.of(comm::CollectiveKind::all_reduce).sent_bytes;
+            if (step > 0) {
+              uint64_t outer = 0, inner = 0;
+              for (const auto& unit : model.units())
+                (unit->outermost() ? outer : inner) += static_cast<uint64_t>(unit->layout().padded_elements());
+              const uint64_t rounds = (15 + n - 1) / n;
+              const uint64_t gradients = 8 * (outer + inner) * (stage == 0 ? 2 : 1);
+              const uint64_t weights = stage == 0 ? 0 : stage < 3 ? 4 * (outer + inner) : 4 * (outer + 2 * rounds * inner);
+              const uint64_t parameters = model.exact()->size();
+              const uint64_t scalars = 2 * (4 * (parameters + 1) + 3 * 8 * (parameters + 2));
+              const uint64_t rest = now - before - (gradients + weights) / n * (n - 1);
+              EXPECT_LE(rest, scalars) << "stage " << stage;  // a rank's chunks of them may be short or empty
+              EXPECT_GE(rest + scalars / n + 64, scalars / n * (n - 1)) << "stage " << stage;
+            }
+            before = now;
+          });
     });
   }
 }
@@ -406,13 +377,15 @@ TEST(ExactSums, EveryCategoryPeakIsConstantAfterTheSecondStep) {
       models::Transformer gpt(tiny_gpt());
       auto& memory = RankContext::current()->memory();
       MemoryPeak second;
-      train_on(comm, gpt, s, [&](auto... a) { return gpt_loss(gpt, s, a...); }, [&](ShardedModel&, ShardedOptimizer&, int64_t step) {
-        if (step == 1) second = memory.peak();
-        if (step >= 1) {
-          EXPECT_EQ(memory.peak().by_category, second.by_category) << "stage " << stage << " step " << step;
-        }
-        memory.reset_peaks();
-      });
+      train_on(
+          comm, gpt, s, [&](auto... a) { return gpt_loss(gpt, s, a...); },
+          [&](ShardedModel&, ShardedOptimizer&, int64_t step) {
+            if (step == 1) second = memory.peak();
+            if (step >= 1) {
+              EXPECT_EQ(memory.peak().by_category, second.by_category) << "stage " << stage << " step " << step;
+            }
+            memory.reset_peaks();
+          });
     });
   }
 }

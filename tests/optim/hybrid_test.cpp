@@ -31,7 +31,8 @@ class EveryGrouping : public ::testing::TestWithParam<Grouping> {
   }
 };
 // Shards that the number of groups divides, so that bytes have closed forms; three ranks and more on one axis show orders.
-INSTANTIATE_TEST_SUITE_P(Groups, EveryGrouping, ::testing::Values(Grouping{2, 1}, Grouping{4, 2}, Grouping{6, 3}, Grouping{8, 2}, Grouping{4, 1}));
+INSTANTIATE_TEST_SUITE_P(Groups, EveryGrouping,
+                         ::testing::Values(Grouping{2, 1}, Grouping{4, 2}, Grouping{6, 3}, Grouping{8, 2}, Grouping{4, 1}));
 
 TEST_P(EveryGrouping, StagesGiveTheSameBits) {
   for (const comm::Order order : {comm::Order::ring, comm::Order::ordered}) {
@@ -81,8 +82,9 @@ TEST(Hybrid, AwkwardModelsAgreeAcrossStages) {
     s.stage = stage;
     testing::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
       Awkward model;
-      const Trace trace = train_on(comm, model, s, [&](auto... a) { return awkward_loss(model, s, a...); },
-                                   [](ShardedModel& m, ShardedOptimizer&, int64_t) { m.check_replicas(); });
+      const Trace trace = train_on(
+          comm, model, s, [&](auto... a) { return awkward_loss(model, s, a...); },
+          [](ShardedModel& m, ShardedOptimizer&, int64_t) { m.check_replicas(); });
       if (comm.rank() != 0) return;
       if (stage == 0) reference = trace;
       EXPECT_EQ(trace, reference) << "stage " << stage;
@@ -99,26 +101,30 @@ TEST_P(EveryGrouping, StatesAndWireBytesEqualTheClosedForms) {
     testing::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
       models::Transformer gpt(tiny_gpt());
       uint64_t before = 0;
-      train_on(comm, gpt, s, [&](auto... a) { return gpt_loss(gpt, s, a...); }, [&](ShardedModel& model, ShardedOptimizer&, int64_t step) {
-        const auto& memory = RankContext::current()->memory();
-        const int64_t p = model.padded_elements();
-        const int64_t shard = p / GetParam().size;
-        EXPECT_EQ(memory.current_bytes(Category::parameter), 4 * (stage == 3 ? shard : p));
-        EXPECT_EQ(memory.current_bytes(Category::gradient), 4 * (stage >= 2 ? shard : p));
-        EXPECT_EQ(memory.current_bytes(Category::optimizer_state), 8 * (stage >= 1 ? shard : p));
+      train_on(
+          comm, gpt, s, [&](auto... a) { return gpt_loss(gpt, s, a...); },
+          [&](ShardedModel& model, ShardedOptimizer&, int64_t step) {
+            const auto& memory = RankContext::current()->memory();
+            const int64_t p = model.padded_elements();
+            const int64_t shard = p / GetParam().size;
+            EXPECT_EQ(memory.current_bytes(Category::parameter), 4 * (stage == 3 ? shard : p));
+            EXPECT_EQ(memory.current_bytes(Category::gradient), 4 * (stage >= 2 ? shard : p));
+            EXPECT_EQ(memory.current_bytes(Category::optimizer_state), 8 * (stage >= 1 ? shard : p));
 
-        const auto stats = comm.wire_stats();
-        const uint64_t now = stats.of(comm::CollectiveKind::reduce_scatter).sent_bytes + stats.of(comm::CollectiveKind::all_gather).sent_bytes +
-                             stats.of(comm::CollectiveKind::all_reduce).sent_bytes;
-        if (step > 0) {
-          uint64_t outer = 0, inner = 0;
-          for (const auto& unit : model.units()) (unit->outermost() ? outer : inner) += static_cast<uint64_t>(unit->layout().padded_elements()) * 4;
-          const uint64_t in_group = (stage < 3 ? 2 * (outer + inner) : 2 * outer + 3 * inner) / k * (k - 1);
-          const uint64_t across = 2 * ((outer + inner) / k) / groups * (groups - 1);
-          EXPECT_LE(now - before - in_group - across, 2 * 3 * sizeof(double)) << "stage " << stage;  // and the three scalars of a step
-        }
-        before = now;
-      });
+            const auto stats = comm.wire_stats();
+            const uint64_t now = stats.of(comm::CollectiveKind::reduce_scatter).sent_bytes +
+                                 stats.of(comm::CollectiveKind::all_gather).sent_bytes +
+                                 stats.of(comm::CollectiveKind::all_reduce).sent_bytes;
+            if (step > 0) {
+              uint64_t outer = 0, inner = 0;
+              for (const auto& unit : model.units())
+                (unit->outermost() ? outer : inner) += static_cast<uint64_t>(unit->layout().padded_elements()) * 4;
+              const uint64_t in_group = (stage < 3 ? 2 * (outer + inner) : 2 * outer + 3 * inner) / k * (k - 1);
+              const uint64_t across = 2 * ((outer + inner) / k) / groups * (groups - 1);
+              EXPECT_LE(now - before - in_group - across, 2 * 3 * sizeof(double)) << "stage " << stage;  // and the three scalars of a step
+            }
+            before = now;
+          });
     });
   }
 }
@@ -134,15 +140,17 @@ TEST(Hybrid, ACheckpointHasEveryElementOnce) {
     std::map<std::string, std::vector<int>> covered;
     testing::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
       models::Transformer gpt(tiny_gpt());
-      train_on(comm, gpt, s, [&](auto... a) { return gpt_loss(gpt, s, a...); }, [&](ShardedModel&, ShardedOptimizer& optimizer, int64_t) {
-        const std::lock_guard lock(mutex);
-        for (const StateSlice& slice : optimizer.slices_to_save()) {
-          EXPECT_LT(comm.rank(), 2);
-          auto& times = covered[slice.name];
-          times.resize(static_cast<size_t>(slice.full_shape.numel()));
-          for (int64_t i = slice.begin; i < slice.end; ++i) ++times[static_cast<size_t>(i)];
-        }
-      });
+      train_on(
+          comm, gpt, s, [&](auto... a) { return gpt_loss(gpt, s, a...); },
+          [&](ShardedModel&, ShardedOptimizer& optimizer, int64_t) {
+            const std::lock_guard lock(mutex);
+            for (const StateSlice& slice : optimizer.slices_to_save()) {
+              EXPECT_LT(comm.rank(), 2);
+              auto& times = covered[slice.name];
+              times.resize(static_cast<size_t>(slice.full_shape.numel()));
+              for (int64_t i = slice.begin; i < slice.end; ++i) ++times[static_cast<size_t>(i)];
+            }
+          });
     });
     models::Transformer gpt(tiny_gpt());
     EXPECT_EQ(covered.size(), 3 * gpt.parameters().size());
