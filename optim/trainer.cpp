@@ -5,9 +5,10 @@
 
 namespace rz::optim {
 
-Trainer::Trainer(ShardedModel& model, ShardedOptimizer& optimizer, const Schedule& schedule, double clip_norm)
-    : model_(model), optimizer_(optimizer), schedule_(schedule), clip_norm_(clip_norm) {
-  RZ_CONFIG_CHECK(clip_norm >= 0 && std::isfinite(clip_norm), "the gradient norm to clip at must be 0 (never) or positive, not {}", clip_norm);
+Trainer::Trainer(ShardedModel& model, ShardedOptimizer& optimizer, const Schedule& schedule, double clip_norm, const LossScaling& scaling)
+    : model_(model), optimizer_(optimizer), schedule_(schedule), clip_norm_(clip_norm), scaler_(scaling) {
+  RZ_CONFIG_CHECK(clip_norm >= 0 && std::isfinite(clip_norm), "the gradient norm to clip at must be 0 (never) or positive, not {}",
+                  clip_norm);
 }
 
 MicroLoss Trainer::compute(int64_t micro_batch, const std::function<MicroLoss(int64_t)>& forward) {
@@ -17,7 +18,7 @@ MicroLoss Trainer::compute(int64_t micro_batch, const std::function<MicroLoss(in
     PhaseScope phase(Phase::forward);
     micro = forward(micro_batch);
   }
-  model_.backward(micro.loss, micro.counts);
+  model_.backward(micro.loss, scaler_.scale(), micro.counts);
   return micro;
 }
 
@@ -61,16 +62,32 @@ Trainer::Totals Trainer::accumulate_exactly(int64_t step, const std::function<Mi
 StepResult Trainer::step(int64_t step, const std::function<MicroLoss(int64_t)>& forward) {
   StepResult result;
   const Totals totals = model_.exact() != nullptr ? accumulate_exactly(step, forward, result.repeats) : accumulate(forward);
-  result.gradient_norm = std::sqrt(totals.squared_norm);
+  result.loss_scale = scaler_.scale();
+  result.gradient_norm = std::sqrt(totals.squared_norm) / result.loss_scale;
   result.loss = totals.loss_sum / totals.count;
   result.items = static_cast<int64_t>(totals.count);
   result.learning_rate = schedule_.at(step);
-  RZ_CHECK(std::isfinite(result.loss) && std::isfinite(result.gradient_norm), "step {}: loss {} and gradient norm {} are not both finite", step,
-           result.loss, result.gradient_norm);
-  const double scale = clip_norm_ > 0 && result.gradient_norm > clip_norm_ ? clip_norm_ / (result.gradient_norm + 1e-6) : 1.0;
-  optimizer_.update(step + 1, result.learning_rate, scale);
+  if (!std::isfinite(result.loss) || !std::isfinite(result.gradient_norm)) {
+    // A smaller scale mends gradients, not the loss.
+    if (!std::isfinite(result.loss) || !scaler_.can_skip()) fail(step, result);
+    scaler_.skipped();
+    result.skipped = true;
+    return result;
+  }
+  const double clip = clip_norm_ > 0 && result.gradient_norm > clip_norm_ ? clip_norm_ / (result.gradient_norm + 1e-6) : 1.0;
+  // Adam's bias correction counts the updates made, not the steps tried.
+  optimizer_.update(step + 1 - scaler_.skipped_steps(), result.learning_rate, clip / result.loss_scale);
   model_.publish();
+  scaler_.applied();
   return result;
+}
+
+void Trainer::fail(int64_t step, const StepResult& result) const {
+  const std::string where = model_.first_non_finite_gradient();
+  throw Error(fmt::format(
+      "step {}: loss {} and gradient norm {} are not both finite{}{}", step, result.loss, result.gradient_norm,
+      result.loss_scale != 1 ? fmt::format(" at a loss scale of {}", result.loss_scale) : "",
+      where.empty() ? "; this rank's part of the gradient is finite" : "; first in this rank's part of the gradient: " + where));
 }
 
 }  // namespace rz::optim

@@ -70,6 +70,28 @@ optim::Schedule make_schedule(const ringzero::Schedule& m, int64_t steps) {
   return s;
 }
 
+DType dtype_of_precision(ringzero::Training::Precision precision) {
+  switch (precision) {
+    case ringzero::Training::BF16: return DType::bf16;
+    case ringzero::Training::F16: return DType::f16;
+    case ringzero::Training::F32: break;
+  }
+  return DType::f32;
+}
+
+optim::LossScaling loss_scaling(const ringzero::Training& t) {
+  const auto& m = t.loss_scaling();
+  optim::LossScaling s;
+  s.enabled = t.precision() == ringzero::Training::F16;
+  s.initial = m.initial();
+  s.growth = m.growth();
+  s.backoff = m.backoff();
+  s.growth_interval = m.growth_interval();
+  s.smallest = m.smallest();
+  s.largest = m.largest();
+  return s;
+}
+
 bool sums_exactly(const ringzero::Job& job) { return job.sharding().reduction() == ringzero::Sharding::EXACT; }
 
 optim::MicroBatches micro_batches(const ringzero::Job& job) { return {job.training().batch(), std::max<int64_t>(1, job.training().micro_batch())}; }
@@ -77,6 +99,7 @@ optim::MicroBatches micro_batches(const ringzero::Job& job) { return {job.traini
 optim::ShardingOptions sharding_options(const ringzero::Job& job, int ranks) {
   optim::ShardingOptions o;
   o.policy = optim::policy_of_stage(job.sharding().stage());
+  o.precision = {dtype_of_precision(job.training().precision()), dtype_of_precision(job.sharding().reduce_dtype())};
   o.bucket_bytes = static_cast<int64_t>(job.sharding().bucket_mb() * (1 << 20));
   o.accumulation.micro_batches = job.training().accumulate();
   o.accumulation.reduce_every = job.sharding().reduce_every();
@@ -101,7 +124,8 @@ class Run {
         task_(checked_task()),
         sharded_(task_->module(), comm, sharding_options(job, comm.size())),
         optimizer_(sharded_, make_optimizer(job.optimizer()), job.optimizer().decay_all(), job.training().ema_decay()),
-        trainer_(sharded_, optimizer_, make_schedule(job.schedule(), job.training().steps()), job.training().clip_norm()) {}
+        trainer_(sharded_, optimizer_, make_schedule(job.schedule(), job.training().steps()), job.training().clip_norm(),
+                 loss_scaling(job.training())) {}
 
   void execute() {
     open();
@@ -139,8 +163,11 @@ class Run {
     const std::string saved = RunDirectory::checkpoint_path(path_);
     if (options_.resume) {
       std::vector<checkpoint::SliceToLoad> slices;
-      for (const auto& s : optimizer_.slices_to_load()) slices.push_back({s.name, DType::f32, s.full_shape, s.begin, s.end, s.data});
+      const auto kept = optimizer_.slices_to_load();
+      for (const auto& s : kept) slices.push_back({s.name, DType::f32, s.full_shape, s.begin, s.end, s.data});
       const auto info = checkpoint::load(files, saved, std::nullopt, slices, comm_);
+      optimizer_.finish_load(kept);
+      restore_loss_scaler(info);
       first_step_ = info.step;
       if (sharded_.exact() != nullptr) sharded_.exact()->set_state(info.counters);
       RZ_CONFIG_CHECK(info.seed == job_.seed(), "{} was trained with seed {}, the job says {}", saved, info.seed, job_.seed());
@@ -162,6 +189,17 @@ class Run {
                task_->items_per_sample(), t.steps(), first_step_ > 0 ? fmt::format(" (resumed after {})", first_step_) : "");
     std::fflush(stdout);
     progress_.emplace(first_step_, t.steps(), detect_terminal());
+  }
+
+  void restore_loss_scaler(const checkpoint::CheckpointInfo& info) {
+    optim::LossScalerState state = trainer_.loss_scaler().state();
+    if (const auto scale = info.scalars.find("loss_scale"); scale != info.scalars.end()) state.scale = scale->second;
+    const auto read = [&](const char* name, int64_t& value) {
+      if (const auto found = info.counters.find(name); found != info.counters.end()) value = found->second;
+    };
+    read("steps_at_loss_scale", state.good_steps);
+    read("skipped_steps", state.skipped_steps);
+    trainer_.loss_scaler().restore(state);
   }
 
   void train_step(int64_t step) {
@@ -202,6 +240,10 @@ class Run {
     line["tokens"] = last_.items;
     line["step_ms"] = step_seconds_ * 1e3;
     line["tokens_per_s"] = static_cast<double>(last_.items) / step_seconds_;
+    if (scales_loss()) {
+      line["loss_scale"] = last_.loss_scale;
+      line["skipped"] = trainer_.loss_scaler().skipped_steps();  // so far
+    }
     if (last_.repeats > 0) line["repeats"] = last_.repeats;
     if (evaluated) line["val_loss"] = validation_loss_;
     directory_->append_metrics(line);
@@ -248,7 +290,14 @@ class Run {
     info.seed = job_.seed();
     info.data_cursor = static_cast<uint64_t>(done * job_.training().batch());
     info.job_text = effective_text(job_);
+    const optim::LossScalerState& scaler = trainer_.loss_scaler().state();
     if (sharded_.exact() != nullptr) info.counters = sharded_.exact()->state();
+    if (scales_loss()) {
+      info.scalars["loss_scale"] = scaler.scale;
+      info.counters["steps_at_loss_scale"] = scaler.good_steps;
+    }
+    // Kept in any precision: the optimizer counts the updates made.
+    info.counters["skipped_steps"] = scaler.skipped_steps;
     std::vector<checkpoint::SliceToSave> slices;
     for (const auto& s : optimizer_.slices_to_save()) slices.push_back({s.name, DType::f32, s.full_shape, s.begin, s.end, s.data});
     const auto result = checkpoint::save(checkpoint::real_file_system(), RunDirectory::checkpoint_path(path_), info, slices, comm_);
@@ -262,6 +311,11 @@ class Run {
     summary["ranks"] = comm_.size();
     summary["threads"] = thread_count();
     summary["stage"] = job_.sharding().stage();
+    summary["precision"] = name(sharded_.options().precision.weights);
+    if (scales_loss()) {
+      summary["loss_scale"] = trainer_.loss_scaler().scale();
+      summary["skipped_steps"] = trainer_.loss_scaler().skipped_steps();
+    }
     summary["reduction"] = ringzero::Sharding::Reduction_Name(job_.sharding().reduction());
     summary["group_size"] = job_.sharding().group_size();
     summary["steps"] = job_.training().steps();
@@ -286,6 +340,8 @@ class Run {
                format_quantity(summary["tokens_per_s"].get<double>()), summary["weights_digest"].get<std::string>(),
                format_quantity(summary["peak_bytes"].get<double>()), path_);
   }
+
+  bool scales_loss() const { return job_.training().precision() == ringzero::Training::F16; }
 
   std::string generate_sample() {
     auto* language = dynamic_cast<LanguageTask*>(task_.get());

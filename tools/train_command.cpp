@@ -55,6 +55,8 @@ void add_train_command(CLI::App& app, int& exit_code) {
   add_shorthand(*command, flags, "--group-size", "sharding.group_size", "hybrid sharding in groups of so many ranks, 0 = all");
   add_shorthand(*command, flags, "--micro-batch", "training.micro_batch", "sequences in a micro-batch of exact sums");
   add_shorthand(*command, flags, "--accumulate", "training.accumulate", "micro-batches of a step");
+  add_shorthand(*command, flags, "--precision", "training.precision", "f32, bf16 or f16: type of weights, gradients and activations");
+  add_shorthand(*command, flags, "--reduce-dtype", "sharding.reduce_dtype", "type in which gradients are summed: f32 or that of the precision");
   add_shorthand(*command, flags, "--recompute", "training.recompute", "what backward computes again: NONE, SELECTIVE, FULL or SQRT");
   add_shorthand(*command, flags, "--ranks", "communication.ranks", "ranks as threads of this process, without mpirun");
   add_shorthand(*command, flags, "--transport", "communication.transport", "AUTO, THREADS or MPI");

@@ -21,10 +21,15 @@ ShardedModel::ShardedModel(nn::Module& model, comm::Communicator& comm, const Sh
   RZ_CHECK(options.accumulation.micro_batches >= 1, "{} micro-batches", options.accumulation.micro_batches);
   RZ_CHECK(options.prefetch >= 0 && options.reductions_in_flight >= 1, "prefetch {} and {} reductions in flight", options.prefetch,
            options.reductions_in_flight);
+  options.precision.check();
+  RZ_CONFIG_CHECK(options.exact_micro_batches == 0 || !options.precision.mixed(), "exact sums need float32 training, not {}",
+                  name(options.precision.weights));
+  model.set_dtype(options.precision.weights);
   if (options.exact_micro_batches > 0) exact_ = std::make_unique<GradientGrids>(model.parameters(), options.exact_micro_batches);
   for (BucketPlan& plan : plan_buckets(model, options.bucket_bytes)) {
     const bool trainable = plan.trainable;
-    units_.push_back(std::make_unique<ShardedUnit>(std::move(plan), options.policy, options.accumulation, options.order, groups_, exact_.get()));
+    units_.push_back(std::make_unique<ShardedUnit>(std::move(plan), options.policy, options.precision, options.accumulation, options.order,
+                                                   groups_, exact_.get()));
     units_.back()->initialize(options.seed);
     const auto& entries = units_.back()->layout().entries();
     for (size_t e = 0; e < entries.size(); ++e) {
@@ -120,12 +125,12 @@ void ShardedModel::launch_ready_reductions(bool all) {
     unit.start_reduce();
     ++reduce_cursor_;
     // Transient buffers: the oldest is waited for here, at a place that does not depend on timing.
-    while (options_.policy.gradients && reduce_cursor_ - finished_cursor_ > static_cast<size_t>(options_.reductions_in_flight))
+    while (unit.reduction_is_transient() && reduce_cursor_ - finished_cursor_ > static_cast<size_t>(options_.reductions_in_flight))
       units_[reduce_order_[finished_cursor_++]]->finish_reduce();
   }
 }
 
-void ShardedModel::backward(const Tensor& loss, bool counts) {
+void ShardedModel::backward(const Tensor& loss, double scale, bool counts) {
   RZ_CHECK(loss.defined() || (exact_ && !options_.policy.parameters), "a micro-batch without a loss");
   RZ_CHECK(counts || exact_, "a micro-batch that does not count, outside exact mode");
   counts_ = counts;
@@ -135,6 +140,11 @@ void ShardedModel::backward(const Tensor& loss, bool counts) {
     PhaseScope phase(Phase::backward);
     autograd::BackwardOptions backward_options;
     backward_options.sink = this;
+    // The loss is scaled where backward starts: no gradient is ever smaller than its scaled value.
+    if (scale != 1) {
+      CategoryScope category(Category::activation_gradient);
+      backward_options.grad = Tensor::full(loss.shape(), scale, loss.dtype(), "loss scale");
+    }
     autograd::backward(loss, backward_options);
   }
   {
@@ -165,10 +175,35 @@ double ShardedModel::shard_sum_of_squares() const {
   return sum;
 }
 
+std::string ShardedModel::first_non_finite_gradient() const {
+  for (size_t u : reduce_order_) {
+    const ShardedUnit& unit = *units_[u];
+    const auto values = unit.gradient_shard().to_vector<float>();
+    std::string found;
+    unit.for_each_part(unit.shard(), [&](const FlatEntry& entry, Range part, int64_t at) {
+      for (int64_t i = 0; i < part.length() && found.empty(); ++i)
+        if (const float v = values[static_cast<size_t>(at + i)]; !std::isfinite(v))
+          found = fmt::format("'{}' of unit {}, element {} is {}", entry.parameter->name, unit.name(), part.begin + i, v);
+    });
+    if (!found.empty()) return found;
+  }
+  return {};
+}
+
+namespace {
+// Fixed-point kernels read float32: 16-bit gradients are widened, unit by unit.
+Tensor as_float32(const Tensor& shard) {
+  if (shard.dtype() == DType::f32) return shard;
+  Tensor wide = Tensor::empty(shard.shape(), DType::f32, Category::workspace, "gradient shard in float32");
+  backend(shard.device()).elementwise->copy(shard, wide);
+  return wide;
+}
+}  // namespace
+
 double ShardedModel::ordered_sum_of_squares() {
   int32_t largest = 0;
   for (size_t u : reduce_order_) {
-    const Tensor shard = units_[u]->gradient_shard();
+    const Tensor shard = as_float32(units_[u]->gradient_shard());
     largest = std::max(largest, backend(shard.device()).fixed_point->largest_magnitude(shard));
   }
   comm_.all_reduce(&largest, 1, DType::i32, comm::ReduceOp::max, {.name = "largest gradient"}).wait();
@@ -177,7 +212,7 @@ double ShardedModel::ordered_sum_of_squares() {
   std::array<Int128, 1> sum = {0};
   for (size_t u : reduce_order_) {
     if (!groups_.first()) break;
-    const Tensor shard = units_[u]->gradient_shard();
+    const Tensor shard = as_float32(units_[u]->gradient_shard());
     sum[0] += backend(shard.device()).fixed_point->sum_of_squares(shard, bound);
   }
   all_reduce_exactly(comm_, sum, "squared norm");
@@ -190,11 +225,9 @@ double ShardedModel::exact_sum_of_squares(std::span<Int128> more) {
     if (!groups_.first()) break;
     const ShardedUnit& unit = *units_[u];
     const Tensor shard = unit.gradient_shard();
-    unit.for_each_part(unit.shard(), shard.data<float>(), [&](const FlatEntry& entry, Range, const float* data) {
+    unit.for_each_part(unit.shard(), [&](const FlatEntry& entry, Range part, int64_t at) {
       const size_t p = exact_->index_of(*entry.parameter);
-      const Range part = intersect(entry.range(), unit.shard());
-      const int64_t begin = data - shard.data<float>();
-      sums[p] += backend(shard.device()).fixed_point->sum_of_squares(shard.view_slice(0, begin, begin + part.length()), exact_->sum_bound(p));
+      sums[p] += backend(shard.device()).fixed_point->sum_of_squares(shard.view_slice(0, at, at + part.length()), exact_->sum_bound(p));
     });
   }
   const size_t parameters = sums.size();

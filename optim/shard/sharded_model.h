@@ -22,6 +22,7 @@ namespace rz::optim {
 
 struct ShardingOptions {
   ShardingPolicy policy;
+  Precision precision;
   int64_t bucket_bytes = 0;             // 0: a bucket per unit of the model
   Accumulation accumulation;
   comm::Order order = comm::Order::ring;
@@ -34,7 +35,8 @@ struct ShardingOptions {
 
 class ShardedModel final : public nn::UnitObserver, public autograd::GradientSink {
  public:
-  // Takes over the memory of `model`'s parameters and writes their initial values. Both must outlive it. COLLECTIVE.
+  // Takes over the memory of `model`'s parameters, gives them the type precision.weights, and writes their initial values. Both
+  // must outlive it. COLLECTIVE.
   ShardedModel(nn::Module& model, comm::Communicator& comm, const ShardingOptions& options);
   ~ShardedModel() override;
 
@@ -46,17 +48,20 @@ class ShardedModel final : public nn::UnitObserver, public autograd::GradientSin
   // Gathers the outermost unit, which then stays until end_forward_only() or the end of the step's last backward. COLLECTIVE.
   void begin_step();
   void begin_micro_batch(int64_t index);
-  // Backward of a micro-batch's loss into the flat buffers, reducing on the way; after the last micro-batch all reductions are
-  // done when it returns. In exact mode ranks may have different numbers of micro-batches; who has none left takes part in the
-  // reductions with an undefined loss, or, where parameters are sharded and others need its shards in a certain order, with
-  // a loss that does not count. COLLECTIVE.
-  void backward(const Tensor& loss, bool counts = true);
+  // Backward of a micro-batch's loss, times `scale`, into the flat buffers, reducing on the way; after the last micro-batch all
+  // reductions are done when it returns. In exact mode ranks may have different numbers of micro-batches; who has none left takes
+  // part in the reductions with an undefined loss, or, where parameters are sharded and others need its shards in a certain order,
+  // with a loss that does not count. COLLECTIVE.
+  void backward(const Tensor& loss, double scale = 1, bool counts = true);
   // Ends a begin_step() that had no backward (evaluation). COLLECTIVE.
   void end_forward_only();
 
   // Sum over this rank's shards of the squares of the reduced gradients: summed over the ranks it is the squared global norm.
   // With several groups the first group's ranks alone have any.
   double shard_sum_of_squares() const;
+  // Where the reduced gradient of this rank's shards is first not finite: "'blocks.1.mlp.up.weight' of unit blocks.1, element 17
+  // is nan"; empty when all of it is finite. For error texts.
+  std::string first_non_finite_gradient() const;
   // The squared global norm, the same whatever the buckets: for rank-ordered sums, of whose results no bucket may change a bit.
   // NaN where a gradient is not finite. COLLECTIVE.
   double ordered_sum_of_squares();
@@ -71,7 +76,8 @@ class ShardedModel final : public nn::UnitObserver, public autograd::GradientSin
 
   // Calls f(parameter) for every parameter, bucket by bucket, while its full value can be read. COLLECTIVE.
   void visit_weights(const std::function<void(const nn::Parameter&)>& f);
-  // A hash of all weights in name order: depends on neither ranks nor policy. COLLECTIVE.
+  // A hash of all weights, in their own type (the 16-bit ones of mixed precision, not the master), in name order: depends on
+  // neither ranks nor policy. COLLECTIVE.
   uint64_t weights_digest();
   // Throws rz::Error on every rank, naming the odd ones, unless all ranks hold the same weights. COLLECTIVE.
   void check_replicas();

@@ -8,23 +8,13 @@
 
 namespace rz::optim {
 
-namespace {
-
-constexpr size_t kElementBytes = sizeof(float);
-
-void zero(float* data, Range range) { std::fill(data + range.begin, data + range.end, 0.0f); }
-
-size_t bytes_of(int64_t elements) { return static_cast<size_t>(elements) * kElementBytes; }
-
-float* floats(const std::shared_ptr<Storage>& storage) { return reinterpret_cast<float*>(storage->data()); }
-
-}  // namespace
-
-ShardedUnit::ShardedUnit(BucketPlan plan, const ShardingPolicy& policy, const Accumulation& accumulation, comm::Order order,
-                         ShardGroups& groups, GradientGrids* exact)
+ShardedUnit::ShardedUnit(BucketPlan plan, const ShardingPolicy& policy, const Precision& precision, const Accumulation& accumulation,
+                         comm::Order order, ShardGroups& groups, GradientGrids* exact)
     : plan_(std::move(plan)),
       layout_(plan_.parameters, groups.inner().size()),
       policy_(policy),
+      precision_(precision),
+      widens_(precision.reduce != precision.weights && groups.inner().size() * groups.groups() > 1),
       accumulation_(accumulation),
       order_(order),
       groups_(groups),
@@ -32,17 +22,18 @@ ShardedUnit::ShardedUnit(BucketPlan plan, const ShardingPolicy& policy, const Ac
       shard_(layout_.shard(comm_.rank())),
       update_range_(policy.optimizer ? shard_ : layout_.whole()),
       contributed_(plan_.parameters.size(), 0) {
-  const auto full_bytes = bytes_of(layout_.padded_elements());
-  const auto shard_bytes = bytes_of(layout_.shard_elements());
+  const DType dtype = precision_.weights;
+  const size_t full_bytes = padded() * size_bytes(dtype);
+  const size_t shard_bytes = static_cast<size_t>(layout_.shard_elements()) * size_bytes(dtype);
   if (policy_.parameters) {
     weights_ = Storage::make_released(full_bytes, Category::communication, plan_.name + " gathered weights");
     weights_shard_ = Storage::make(shard_bytes, Category::parameter, plan_.name + " weight shard");
     std::memset(weights_shard_->data(), 0, shard_bytes);
-    weight_view_ = Tensor::over(weights_shard_, {shard_.length()}, DType::f32);
+    weight_view_ = Tensor::over(weights_shard_, {shard_.length()}, dtype);
   } else {
     weights_ = Storage::make(full_bytes, Category::parameter, plan_.name + " weights");
     std::memset(weights_->data(), 0, full_bytes);
-    weight_view_ = Tensor::over(weights_, {update_range_.length()}, DType::f32, update_range_.begin);
+    weight_view_ = Tensor::over(weights_, {update_range_.length()}, dtype, update_range_.begin);
     weights_state_ = WeightsState::gathered;
   }
   for (const FlatEntry& entry : layout_.entries()) entry.parameter->value.rebind_storage(weights_, entry.offset);
@@ -61,10 +52,10 @@ ShardedUnit::ShardedUnit(BucketPlan plan, const ShardingPolicy& policy, const Ac
   gradients_ = Storage::make_released(full_bytes, transient ? Category::communication : Category::gradient, plan_.name + " gradients");
   if (!transient) materialize_gradients();
   if (transient || apart) {
-    accumulated_ = Tensor::empty({update_range_.length()}, DType::f32, Category::gradient, plan_.name + " reduced gradients");
+    accumulated_ = Tensor::empty({update_range_.length()}, dtype, Category::gradient, plan_.name + " reduced gradients");
     gradient_view_ = accumulated_;
   } else {
-    gradient_view_ = Tensor::over(gradients_, {update_range_.length()}, DType::f32, update_range_.begin);
+    gradient_view_ = Tensor::over(gradients_, {update_range_.length()}, dtype, update_range_.begin);
   }
 }
 
@@ -78,17 +69,36 @@ ShardedUnit::~ShardedUnit() {
   }
 }
 
-float* ShardedUnit::kept_weights() const { return floats(policy_.parameters ? weights_shard_ : weights_); }
+std::byte* ShardedUnit::at(const std::shared_ptr<Storage>& storage, int64_t element) const {
+  return storage->data() + static_cast<size_t>(element) * size_bytes(precision_.weights);
+}
 
-void ShardedUnit::initialize(uint64_t seed) {
-  for_each_part(kept_range(), kept_weights(),
-                [&](const FlatEntry& entry, Range part, float* data) { nn::initial_values(*entry.parameter, seed, part.begin, part.end, data); });
+Tensor ShardedUnit::kept_weights() const {
+  return Tensor::over(policy_.parameters ? weights_shard_ : weights_, {kept_range().length()}, precision_.weights);
+}
+
+void ShardedUnit::initialize(uint64_t seed) { write_initial_values(seed, kept_range(), kept_weights()); }
+
+void ShardedUnit::write_initial_values(uint64_t seed, Range range, const Tensor& flat) const {
+  constexpr int64_t kBlock = 16384;
+  Tensor block;
+  for_each_part(range, [&](const FlatEntry& entry, Range part, int64_t at) {
+    if (flat.dtype() == DType::f32) return nn::initial_values(*entry.parameter, seed, part.begin, part.end, flat.data<float>() + at);
+    if (!block.defined()) block = Tensor::empty({kBlock}, DType::f32, Category::workspace, "initial values");
+    for (int64_t begin = part.begin; begin < part.end; begin += kBlock) {
+      const int64_t count = std::min(kBlock, part.end - begin);
+      nn::initial_values(*entry.parameter, seed, begin, begin + count, block.data<float>());
+      const int64_t to = at + begin - part.begin;
+      Tensor rounded = flat.view_slice(0, to, to + count);
+      backend(flat.device()).elementwise->copy(block.view_slice(0, 0, count), rounded);
+    }
+  });
 }
 
 void ShardedUnit::start_gather() {
   if (weights_state_ != WeightsState::sharded) return;
   weights_->materialize();
-  gather_work_ = comm_.all_gather(floats(weights_shard_), floats(weights_), padded(), DType::f32, {.name = plan_.name});
+  gather_work_ = comm_.all_gather(at(weights_shard_), at(weights_), padded(), precision_.weights, {.name = plan_.name});
   weights_state_ = WeightsState::gathering;
 }
 
@@ -106,10 +116,15 @@ void ShardedUnit::release() {
   weights_state_ = WeightsState::sharded;
 }
 
+// Zero is all bits zero in every floating-point type.
+void ShardedUnit::zero_gradients(Range range) {
+  std::memset(at(gradients_, range.begin), 0, static_cast<size_t>(range.length()) * size_bytes(precision_.weights));
+}
+
 void ShardedUnit::materialize_gradients() {
   if (gradients_->is_materialized()) return;
   gradients_->materialize();
-  for (const Range& gap : layout_.padding()) zero(floats(gradients_), gap);
+  for (const Range& gap : layout_.padding()) zero_gradients(gap);
 }
 
 autograd::GradientTarget ShardedUnit::gradient_target(size_t index) {
@@ -120,7 +135,7 @@ autograd::GradientTarget ShardedUnit::gradient_target(size_t index) {
   const FlatEntry& entry = layout_.entries()[index];
   const bool accumulate = contributed_[index] != 0;
   contributed_[index] = 1;
-  return {Tensor::over(gradients_, entry.parameter->shape(), DType::f32, entry.offset), accumulate};
+  return {Tensor::over(gradients_, entry.parameter->shape(), precision_.weights, entry.offset), accumulate};
 }
 
 bool ShardedUnit::entry_ready(size_t index) {
@@ -147,14 +162,23 @@ void ShardedUnit::start_reduce() {
     return;
   }
   materialize_gradients();
-  float* full = floats(gradients_);
   for (size_t i = 0; i < contributed_.size(); ++i)
-    if (!contributed_[i]) zero(full, layout_.entries()[i].range());
-  // The first result lands in its place; later ones beside it, to be added.
-  const bool direct = policy_.optimizer && accumulated_.defined() && !have_reduced_;
-  float* own = direct ? accumulated_.data<float>() : full + shard_.begin;
-  reduce_work_ = groups_.reduce(full, own, padded(), DType::f32, !policy_.optimizer, options);
+    if (!contributed_[i]) zero_gradients(layout_.entries()[i].range());
+  const DType dtype = widens_ ? precision_.reduce : precision_.weights;
+  std::byte* full = widens_ ? widen_gradients() : at(gradients_);
+  // The first result lands in its place; later ones, and those of another type, beside it, to be added or converted.
+  const bool direct = policy_.optimizer && accumulated_.defined() && !have_reduced_ && !widened_.defined();
+  std::byte* own = direct ? accumulated_.raw_data() : full + static_cast<size_t>(shard_.begin) * size_bytes(dtype);
+  reduce_work_ = groups_.reduce(full, own, padded(), dtype, !policy_.optimizer, options);
   gradients_state_ = GradientsState::reducing;
+}
+
+std::byte* ShardedUnit::widen_gradients() {
+  widened_ = Tensor::empty({layout_.padded_elements()}, precision_.reduce, Category::communication, plan_.name + " gradients to reduce");
+  const Tensor narrow = Tensor::over(gradients_, widened_.shape(), precision_.weights);
+  backend(narrow.device()).elementwise->copy(narrow, widened_);
+  if (policy_.gradients) gradients_->release();
+  return widened_.raw_data();
 }
 
 void ShardedUnit::finish_reduce() {
@@ -162,8 +186,12 @@ void ShardedUnit::finish_reduce() {
   reduce_work_.wait();
   if (exact_) {
     exact_->finish_reduce(have_reduced_, accumulated_);
+  } else if (widened_.defined()) {
+    const Tensor result = widened_.view_slice(0, update_range_.begin, update_range_.end);
+    backend(result.device()).elementwise->add_into(result, gradient_view_, have_reduced_);
+    widened_ = Tensor();
   } else if (accumulated_.defined() && (have_reduced_ || !policy_.optimizer)) {
-    const Tensor result = Tensor::over(gradients_, {update_range_.length()}, DType::f32, update_range_.begin);
+    const Tensor result = Tensor::over(gradients_, {update_range_.length()}, precision_.weights, update_range_.begin);
     backend(result.device()).elementwise->add_into(result, accumulated_, have_reduced_);
   }
   have_reduced_ = true;
@@ -183,8 +211,7 @@ Tensor ShardedUnit::gradient_shard() const {
 
 void ShardedUnit::start_publish() {
   if (!policy_.optimizer || policy_.parameters) return;
-  float* full = floats(weights_);
-  publish_work_ = comm_.all_gather(full + shard_.begin, full, padded(), DType::f32, {.name = plan_.name});
+  publish_work_ = comm_.all_gather(at(weights_, shard_.begin), at(weights_), padded(), precision_.weights, {.name = plan_.name});
 }
 
 void ShardedUnit::finish_publish() {

@@ -14,10 +14,13 @@
 
 namespace rz::optim {
 
+inline Schedule test_schedule() { return {Schedule::Kind::cosine, 0.01, 0.001, 2, 10}; }
+
 // What a run leaves behind, for comparing bits.
 struct Trace {
   std::vector<double> losses;
   std::vector<double> norms;
+  std::vector<int64_t> skipped;  // steps that loss scaling skipped
   std::vector<int> repeats;  // of exact mode
   uint64_t digest = 0;
   bool operator==(const Trace&) const = default;
@@ -36,6 +39,9 @@ struct RunSettings {
   int prefetch = 1;
   double clip_norm = 0.5;
   double ema_decay = 0;
+  Precision precision;
+  LossScaling scaling;
+  Schedule schedule = test_schedule();
 };
 
 inline models::TransformerConfig tiny_gpt() {
@@ -50,8 +56,6 @@ inline models::TransformerConfig tiny_gpt() {
 }
 
 inline std::unique_ptr<Optimizer> test_rule() { return make_adam({0.9, 0.95, 1e-8, 0.1, true}); }
-
-inline Schedule test_schedule() { return {Schedule::Kind::cosine, 0.01, 0.001, 2, 10}; }
 
 // Token batches are a pure function of (step, global sample).
 inline Tensor test_tokens(int64_t step, int64_t first, int64_t count, int64_t context, int64_t vocabulary, int64_t shift) {
@@ -87,6 +91,7 @@ inline Trace train_on(comm::Communicator& comm, nn::Module& model, const RunSett
   options.accumulation = s.accumulation;
   options.order = s.order;
   options.prefetch = s.prefetch;
+  options.precision = s.precision;
   options.seed = 3;
   options.group_size = s.group_size;
   const MicroBatches list(s.batch, std::max<int64_t>(1, s.micro_batch));
@@ -97,7 +102,7 @@ inline Trace train_on(comm::Communicator& comm, nn::Module& model, const RunSett
   }
   ShardedModel sharded(model, comm, options);
   ShardedOptimizer optimizer(sharded, test_rule(), false, s.ema_decay);
-  Trainer trainer(sharded, optimizer, test_schedule(), s.clip_norm);
+  Trainer trainer(sharded, optimizer, s.schedule, s.clip_norm, s.scaling);
   const int64_t begin = share_begin(s.batch, comm.rank(), comm.size());
   const int64_t count = share_begin(s.batch, comm.rank() + 1, comm.size()) - begin;
   const auto micros = static_cast<int>(s.accumulation.micro_batches);
@@ -110,6 +115,7 @@ inline Trace train_on(comm::Communicator& comm, nn::Module& model, const RunSett
     });
     trace.losses.push_back(result.loss);
     trace.norms.push_back(result.gradient_norm);
+    if (result.skipped) trace.skipped.push_back(step);
     trace.repeats.push_back(result.repeats);
     if (after_step) after_step(sharded, optimizer, step);
   }

@@ -13,6 +13,10 @@
 #include "runtime/core/dtype.h"
 #include "runtime/kernels/math.h"
 
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
+
 namespace rz::cpu {
 
 #if defined(__AVX512F__)
@@ -39,6 +43,13 @@ template <class T>
   Lanes<C> v;
   if constexpr (std::is_same_v<T, C>) {
     std::memcpy(&v, p, sizeof v);
+#ifdef __F16C__
+  } else if constexpr (std::is_same_v<T, f16>) {  // g++ 12 does not vectorize the conversions of _Float16
+    C wide[kLanes<C>];
+    for (int64_t l = 0; l < kLanes<C>; l += 8)
+      _mm256_storeu_ps(wide + l, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + l))));
+    std::memcpy(&v, wide, sizeof v);
+#endif
   } else {
     C wide[kLanes<C>];
     for (int64_t l = 0; l < kLanes<C>; ++l) wide[l] = static_cast<C>(p[l]);
