@@ -22,6 +22,7 @@
 
 namespace rz::comm {
 
+class Dry;
 class Progress;
 struct Group;
 
@@ -34,6 +35,8 @@ class Communicator {
  public:
   // Made by run_ranks (comm/launch.h) or split().
   Communicator(std::shared_ptr<Progress> progress, std::shared_ptr<Group> group);
+  // Made by make_dry_communicator (comm/dry.h).
+  Communicator(std::shared_ptr<Dry> dry, std::shared_ptr<Group> group);
   ~Communicator();
   Communicator(Communicator&&) noexcept;
   Communicator& operator=(Communicator&&) noexcept;
@@ -77,7 +80,11 @@ class Communicator {
   Progress& progress() { return *progress_; }
 
  private:
-  std::shared_ptr<Progress> progress_;
+  struct Prepared;
+  Work issue(Prepared&& operation);
+
+  std::shared_ptr<Progress> progress_;  // null in a dry run
+  std::shared_ptr<Dry> dry_;            // null otherwise
   std::shared_ptr<Group> group_;
 };
 

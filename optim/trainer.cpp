@@ -13,7 +13,10 @@ Trainer::Trainer(ShardedModel& model, ShardedOptimizer& optimizer, const Schedul
 StepResult Trainer::step(int64_t step, const std::function<MicroLoss(int64_t)>& forward) {
   double loss_sum = 0;
   double count = 0;
-  model_.begin_step();
+  {
+    PhaseScope phase(Phase::forward);
+    model_.begin_step();
+  }
   for (int64_t m = 0; m < model_.options().accumulation.micro_batches; ++m) {
     model_.begin_micro_batch(m);
     MicroLoss micro;

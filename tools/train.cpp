@@ -22,9 +22,11 @@
 #include "tools/language_task.h"
 #include "tools/loss_chart.h"
 #include "tools/progress.h"
+#include "tools/resident.h"
 #include "tools/run_directory.h"
 #include "tools/run_summary.h"
 #include "tools/sample.h"
+#include "tools/session.h"
 #include "tools/version.h"
 
 namespace rz::tools {
@@ -34,49 +36,7 @@ namespace {
 namespace checkpoint = optim::checkpoint;
 using Clock = std::chrono::steady_clock;
 
-constexpr int64_t kTokensAtOnce = 4096;  // in a validation forward: large enough to be fast, small enough for any machine
-
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-int threads_of(const ringzero::Job& job, const comm::Communicator& comm) {
-  if (job.training().threads() > 0) return static_cast<int>(job.training().threads());
-  const int here = comm::under_mpirun() ? ranks_on_this_machine() : comm.size();
-  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / here);
-}
-
-std::unique_ptr<optim::Optimizer> make_optimizer(const ringzero::Optimizer& message) {
-  if (message.has_sgd()) {
-    const auto& m = message.sgd();
-    return optim::make_sgd({m.momentum(), m.nesterov(), m.weight_decay()});
-  }
-  if (message.has_adam()) {
-    const auto& m = message.adam();
-    return optim::make_adam({m.beta1(), m.beta2(), m.epsilon(), m.weight_decay(), false});
-  }
-  const auto& m = message.adamw();
-  return optim::make_adam({m.beta1(), m.beta2(), m.epsilon(), m.weight_decay(), true});
-}
-
-optim::Schedule make_schedule(const ringzero::Schedule& m, int64_t steps) {
-  optim::Schedule s;
-  s.kind = m.kind() == ringzero::Schedule::CONSTANT ? optim::Schedule::Kind::constant
-           : m.kind() == ringzero::Schedule::LINEAR ? optim::Schedule::Kind::linear
-                                                    : optim::Schedule::Kind::cosine;
-  s.learning_rate = m.learning_rate();
-  s.final_learning_rate = m.final_learning_rate();
-  s.warmup_steps = m.warmup_steps();
-  s.total_steps = steps;
-  return s;
-}
-
-optim::ShardingOptions sharding_options(const ringzero::Job& job) {
-  optim::ShardingOptions o;
-  o.policy = optim::policy_of_stage(job.sharding().stage());
-  o.bucket_bytes = static_cast<int64_t>(job.sharding().bucket_mb() * (1 << 20));
-  o.accumulation.micro_batches = job.training().accumulate();
-  o.seed = job.seed();
-  return o;
-}
 
 class Run {
  public:
@@ -85,11 +45,9 @@ class Run {
         options_(options),
         comm_(comm),
         speaker_(comm.rank() == 0),
+        baseline_bytes_(resident_bytes()),
         path_(options.out.empty() ? "runs/" + job.name() : options.out),
-        task_(checked_task()),
-        sharded_(task_->module(), comm, sharding_options(job)),
-        optimizer_(sharded_, make_optimizer(job.optimizer()), job.optimizer().decay_all(), job.training().ema_decay()),
-        trainer_(sharded_, optimizer_, make_schedule(job.schedule(), job.training().steps()), job.training().clip_norm()) {}
+        session_(job_, checked_task(), comm) {}
 
   void execute() {
     open();
@@ -99,11 +57,11 @@ class Run {
       train_step(step);
       const int64_t done = step + 1;
       const bool evaluate_now = done == t.steps() || (t.evaluate_every() > 0 && done % t.evaluate_every() == 0);
-      if (evaluate_now) validation_loss_ = evaluate();
+      if (evaluate_now) validation_loss_ = session_.evaluate();
       record_step(done, evaluate_now);
       if (t.save_every() > 0 && done % t.save_every() == 0 && done < t.steps()) save(done);
     }
-    if (first_step_ >= t.steps()) validation_loss_ = evaluate();
+    if (first_step_ >= t.steps()) validation_loss_ = session_.evaluate();
     save(t.steps());
     if (progress_) progress_->finish();
     finish(seconds_since(start));
@@ -111,10 +69,7 @@ class Run {
 
  private:
   std::unique_ptr<Task> checked_task() {
-    const auto& t = job_.training();
-    const int64_t least = comm_.size() * t.accumulate();
-    RZ_CONFIG_CHECK(t.batch() >= least, "a batch of {} sequences gives some of {} ranks x {} micro-batches nothing to do; training.batch must be at least {}",
-                    t.batch(), comm_.size(), t.accumulate(), least);
+    check_batch(job_, comm_.size());
     RankContext::current()->set_threads(threads_of(job_, comm_));
     auto task = make_task(job_);
     check_agreement(comm_, {{"program", version_text()}, {"job", effective_text(job_)}, {"data", fmt::format("{:016x}", task->data_digest())}});
@@ -127,7 +82,7 @@ class Run {
     const std::string saved = RunDirectory::checkpoint_path(path_);
     if (options_.resume) {
       std::vector<checkpoint::SliceToLoad> slices;
-      for (const auto& s : optimizer_.slices_to_load()) slices.push_back({s.name, DType::f32, s.full_shape, s.begin, s.end, s.data});
+      for (const auto& s : session_.optimizer().slices_to_load()) slices.push_back({s.name, DType::f32, s.full_shape, s.begin, s.end, s.data});
       const auto info = checkpoint::load(files, saved, std::nullopt, slices, comm_);
       first_step_ = info.step;
       RZ_CONFIG_CHECK(info.seed == job_.seed(), "{} was trained with seed {}, the job says {}", saved, info.seed, job_.seed());
@@ -138,28 +93,22 @@ class Run {
     } else {
       on_rank_zero(comm_, "run directory", [&] {
         directory_.emplace(RunDirectory::create(path_, text));
-        write_file_atomically(path_ + "/vocabulary.json", task_->vocabulary_json());
+        write_file_atomically(path_ + "/vocabulary.json", session_.task().vocabulary_json());
       });
       checkpoint::prepare_directory(files, saved, comm_);
     }
     if (!speaker_ || options_.json) return;
     const auto& t = job_.training();
     fmt::print("{}: {} parameters, {} ranks x {} threads, stage {}, {} sequences of {} a step, {} steps{}\n", job_.name(),
-               format_quantity(static_cast<double>(sharded_.payload_elements())), comm_.size(), thread_count(), job_.sharding().stage(), t.batch(),
-               task_->items_per_sample(), t.steps(), first_step_ > 0 ? fmt::format(" (resumed after {})", first_step_) : "");
+               format_quantity(static_cast<double>(session_.sharded().payload_elements())), comm_.size(), thread_count(), job_.sharding().stage(), t.batch(),
+               session_.task().items_per_sample(), t.steps(), first_step_ > 0 ? fmt::format(" (resumed after {})", first_step_) : "");
     std::fflush(stdout);
     progress_.emplace(first_step_, t.steps(), detect_terminal());
   }
 
   void train_step(int64_t step) {
     const auto start = Clock::now();
-    const auto& t = job_.training();
-    const models::SampleRange mine = models::sample_range(t.batch(), comm_.rank(), comm_.size());
-    last_ = trainer_.step(step, [&](int64_t micro) {
-      const models::SampleRange part = models::sample_range(mine.count(), static_cast<int>(micro), static_cast<int>(t.accumulate()));
-      return task_->train_loss(step, {mine.begin + part.begin, mine.begin + part.end}, t.batch());
-    });
-    if (t.check_replicas()) sharded_.check_replicas();
+    last_ = session_.train_step(step);
     step_seconds_ = seconds_since(start);
     training_seconds_ += step_seconds_;
     tokens_ += last_.items;
@@ -184,32 +133,6 @@ class Run {
     if (evaluated) progress_->line(fmt::format("step {}: validation loss {:.4f} nats per token", done, validation_loss_));
   }
 
-  double evaluate() {
-    PhaseScope phase(Phase::evaluate);
-    if (optimizer_.has_average()) optimizer_.swap_average();
-    int64_t samples = task_->evaluation_samples();
-    if (job_.training().evaluate_sequences() > 0) samples = std::min(samples, job_.training().evaluate_sequences());
-    sharded_.begin_step();
-    const auto mine = models::sample_range(samples, comm_.rank(), comm_.size());
-    const int64_t largest_share = models::sample_range(samples, 0, comm_.size()).count();
-    const int64_t at_once = std::max<int64_t>(1, kTokensAtOnce / task_->items_per_sample());
-    EvaluationSum sum;
-    // In lockstep: with sharded parameters every forward is collective, so all ranks run as many.
-    for (int64_t at = 0; at < largest_share; at += at_once) {
-      const models::SampleRange part{std::min(mine.begin + at, mine.end), std::min(mine.begin + at + at_once, mine.end)};
-      const bool spare = part.count() == 0;  // a smaller share is done: take part with a sample that does not count
-      const EvaluationSum s = task_->evaluate(spare ? models::SampleRange{0, 1} : part);
-      if (spare) continue;
-      sum.loss_sum += s.loss_sum;
-      sum.items += s.items;
-    }
-    sharded_.end_forward_only();
-    std::array<double, 2> global = {sum.loss_sum, static_cast<double>(sum.items)};
-    sharded_.reduce_scalars(global);
-    if (optimizer_.has_average()) optimizer_.swap_average();
-    return global[0] / global[1];
-  }
-
   void save(int64_t done) {
     PhaseScope phase(Phase::save);
     checkpoint::CheckpointInfo info;
@@ -218,8 +141,7 @@ class Run {
     info.seed = job_.seed();
     info.data_cursor = static_cast<uint64_t>(done * job_.training().batch());
     info.job_text = effective_text(job_);
-    std::vector<checkpoint::SliceToSave> slices;
-    for (const auto& s : optimizer_.slices_to_save()) slices.push_back({s.name, DType::f32, s.full_shape, s.begin, s.end, s.data});
+    const auto slices = session_.slices_to_save();
     const auto result = checkpoint::save(checkpoint::real_file_system(), RunDirectory::checkpoint_path(path_), info, slices, comm_);
     if (speaker_)
       for (const auto& note : result.notes) std::fprintf(stderr, "ringzero: %s\n", note.c_str());
@@ -234,11 +156,11 @@ class Run {
     summary["steps"] = job_.training().steps();
     summary["final_loss"] = last_.loss;
     summary["val_loss"] = validation_loss_;
-    summary["weights_digest"] = fmt::format("{:016x}", sharded_.weights_digest());
+    summary["weights_digest"] = fmt::format("{:016x}", session_.sharded().weights_digest());
     summary["tokens_per_s"] = training_seconds_ > 0 ? static_cast<double>(tokens_) / training_seconds_ : 0.0;
     summary["train_seconds"] = training_seconds_;
     summary["wall_seconds"] = wall_seconds;
-    add_rank_summaries(summary, sharded_, comm_, job_.training().steps() - first_step_);
+    add_rank_summaries(summary, session_, comm_, baseline_bytes_);
     on_rank_zero(comm_, "summary", [&] { directory_->write_summary(summary); });
     std::string sample;
     if (job_.has_sample() && job_.sample().tokens() > 0) sample = generate_sample();
@@ -255,13 +177,13 @@ class Run {
   }
 
   std::string generate_sample() {
-    auto* language = dynamic_cast<LanguageTask*>(task_.get());
+    auto* language = dynamic_cast<LanguageTask*>(&session_.task());
     if (language == nullptr) return {};
-    if (optimizer_.has_average()) optimizer_.swap_average();
-    sharded_.begin_step();
-    std::string text = sample_text(language->transformer(), parse_vocabulary(task_->vocabulary_json(), path_), job_.sample(), job_.seed());
-    sharded_.end_forward_only();
-    if (optimizer_.has_average()) optimizer_.swap_average();
+    if (session_.optimizer().has_average()) session_.optimizer().swap_average();
+    session_.sharded().begin_step();
+    std::string text = sample_text(language->transformer(), parse_vocabulary(session_.task().vocabulary_json(), path_), job_.sample(), job_.seed());
+    session_.sharded().end_forward_only();
+    if (session_.optimizer().has_average()) session_.optimizer().swap_average();
     return text;
   }
 
@@ -269,11 +191,9 @@ class Run {
   TrainOptions options_;
   comm::Communicator& comm_;
   bool speaker_;
+  int64_t baseline_bytes_;
   std::string path_;
-  std::unique_ptr<Task> task_;
-  optim::ShardedModel sharded_;
-  optim::ShardedOptimizer optimizer_;
-  optim::Trainer trainer_;
+  Session session_;
 
   std::optional<RunDirectory> directory_;
   std::optional<Progress> progress_;

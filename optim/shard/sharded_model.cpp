@@ -6,6 +6,7 @@
 #include <map>
 #include <set>
 
+#include "comm/traffic.h"
 #include "runtime/autograd/engine.h"
 #include "runtime/autograd/grad_mode.h"
 #include "runtime/autograd/node.h"
@@ -156,6 +157,9 @@ double ShardedModel::shard_sum_of_squares() const {
 
 void ShardedModel::reduce_scalars(std::span<double> values) {
   comm_.all_reduce(values.data(), values.size(), DType::f64, comm::ReduceOp::sum, {.name = "scalars", .order = options_.order}).wait();
+  scalar_bytes_sent_ += comm::traffic_of({comm::CollectiveKind::all_reduce, values.size(), DType::f64, options_.order, comm_.rank(), comm_.size(), 0,
+                                          sizeof(double), comm_.scratch_bytes()})
+                            .sent_bytes;
 }
 
 void ShardedModel::publish() {
@@ -175,8 +179,9 @@ void ShardedModel::visit_weights(const std::function<void(const nn::Parameter&)>
 }
 
 uint64_t ShardedModel::weights_digest() {
+  PhaseScope phase(Phase::save);
   std::map<std::string, uint64_t> by_name;
-  visit_weights([&](const nn::Parameter& p) { by_name[p.name] = XXH3_64bits(p.value.raw_data(), p.value.size_bytes()); });
+  visit_weights([&](const nn::Parameter& p) { by_name[p.name] = dry_run() ? 0 : XXH3_64bits(p.value.raw_data(), p.value.size_bytes()); });
   std::string all;
   for (const auto& [name, hash] : by_name) all += fmt::format("{} {:016x}\n", name, hash);
   return XXH3_64bits(all.data(), all.size());

@@ -54,6 +54,8 @@ class ShardedModel final : public nn::UnitObserver, public autograd::GradientSin
   double shard_sum_of_squares() const;
   // values[i] = sum over the ranks, in the order of the reductions. COLLECTIVE.
   void reduce_scalars(std::span<double> values);
+  // What they have cost on the wire so far.
+  uint64_t scalar_bytes_sent() const { return scalar_bytes_sent_; }
   // After an update: every rank gets every weight it keeps. COLLECTIVE.
   void publish();
 
@@ -100,6 +102,7 @@ class ShardedModel final : public nn::UnitObserver, public autograd::GradientSin
   size_t reduce_cursor_ = 0;    // reductions launched in this backward
   size_t finished_cursor_ = 0;  // of those, waited for
   int64_t micro_batch_ = 0;
+  uint64_t scalar_bytes_sent_ = 0;
 };
 
 }  // namespace rz::optim

@@ -1,7 +1,6 @@
 #include "optim/shard/sharded_unit.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "runtime/kernels/backend.h"
 
@@ -11,7 +10,9 @@ namespace {
 
 constexpr size_t kElementBytes = sizeof(float);
 
-void zero(float* data, Range range) { std::fill(data + range.begin, data + range.end, 0.0f); }
+void zero(float* data, Range range) {
+  if (!dry_run()) std::fill(data + range.begin, data + range.end, 0.0f);
+}
 
 size_t bytes_of(int64_t elements) { return static_cast<size_t>(elements) * kElementBytes; }
 
@@ -35,11 +36,11 @@ ShardedUnit::ShardedUnit(BucketPlan plan, const ShardingPolicy& policy, const Ac
   if (policy_.parameters) {
     weights_ = Storage::make_released(full_bytes, Category::communication, plan_.name + " gathered weights");
     weights_shard_ = Storage::make(shard_bytes, Category::parameter, plan_.name + " weight shard");
-    std::memset(weights_shard_->data(), 0, shard_bytes);
+    zero(floats(weights_shard_), {0, shard_.length()});
     weight_view_ = Tensor::over(weights_shard_, {shard_.length()}, DType::f32);
   } else {
     weights_ = Storage::make(full_bytes, Category::parameter, plan_.name + " weights");
-    std::memset(weights_->data(), 0, full_bytes);
+    zero(floats(weights_), layout_.whole());
     weight_view_ = Tensor::over(weights_, {update_range_.length()}, DType::f32, update_range_.begin);
     weights_state_ = WeightsState::gathered;
   }

@@ -132,7 +132,32 @@ Heap& heap() {
 
 #endif
 
+constexpr size_t kLargestReserve = size_t{32} << 40;  // of the 128 TiB that a process can address
+constexpr size_t kSmallestReserve = size_t{1} << 30;
+
+struct Reserve {
+  void* start = nullptr;
+  size_t bytes = 0;
+};
+
+// As large as the system allows: sanitizers and limits on address space leave less.
+Reserve map_reserve() {
+  for (size_t bytes = kLargestReserve; bytes >= kSmallestReserve; bytes /= 2) {
+    void* start = mmap(nullptr, bytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (start == MAP_FAILED) continue;
+    madvise(start, bytes, MADV_DONTDUMP);
+    return {start, bytes};
+  }
+  return {};
+}
+
 }  // namespace
+
+void* reserved(size_t bytes) {
+  static const Reserve reserve = map_reserve();
+  RZ_CHECK(bytes <= reserve.bytes, "a dry run cannot address {} bytes in one piece; {} are reserved", bytes, reserve.bytes);
+  return reserve.start;
+}
 
 #ifdef RZ_ASAN
 

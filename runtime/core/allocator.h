@@ -17,6 +17,10 @@ inline constexpr size_t kAlignment = 64;
 void* allocate(size_t bytes);
 void deallocate(void* pointer, size_t bytes) noexcept;
 
+// The first `bytes` of one region of addresses for dry runs, the same for every caller: never backed by memory, zero to read,
+// a fault to write. Throws rz::Error when the system gives no address range that large.
+void* reserved(size_t bytes);
+
 struct Stats {
   int64_t requested_bytes = 0;       // live, as asked for
   int64_t mapped_bytes = 0;          // taken from the system: live + cached

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "runtime/core/parallel.h"
+#include "runtime/core/rank_context.h"
 #include "runtime/kernels/backend.h"
 
 namespace rz::cpu {
@@ -77,6 +78,7 @@ class CpuOptimizerKernels final : public OptimizerKernels {
   }
 
   double sum_of_squares(const Tensor& x) override {
+    if (dry_run()) return 0;
     constexpr int64_t kBlock = 8192;
     constexpr int kLanes = 16;
     const float* p = x.data<float>();
