@@ -1,5 +1,7 @@
 #include "tools/chart_font.h"
 
+#include <cstddef>
+
 namespace rz::tools {
 
 namespace {

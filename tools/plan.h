@@ -41,5 +41,7 @@ nlohmann::ordered_json plan_json(const ringzero::Job& job, const Plan& plan);
 
 // Decimal: "41.3 MB".
 std::string format_bytes(double bytes);
+// "1,234,567".
+std::string format_count(int64_t value);
 
 }  // namespace rz::tools

@@ -13,15 +13,9 @@ namespace {
 
 constexpr size_t kUnitsShown = 12;
 
-std::string group_digits(int64_t value) {
-  std::string text = std::to_string(value);
-  for (auto i = static_cast<std::ptrdiff_t>(text.size()) - 3; i > (value < 0 ? 1 : 0); i -= 3) text.insert(static_cast<size_t>(i), ",");
-  return text;
-}
-
 void print_unit(const optim::UnitReading& u) {
-  fmt::print("  {:<28}{:>8}{:>22}{:>10}  [{}, {}){}{}\n", u.name, u.tensors, group_digits(u.payload_elements), u.padded_elements - u.payload_elements,
-             group_digits(u.shard.begin), group_digits(u.shard.end), u.outermost ? "  stays gathered" : "", u.trainable ? "" : "  frozen");
+  fmt::print("  {:<28}{:>8}{:>22}{:>10}  [{}, {}){}{}\n", u.name, u.tensors, format_count(u.payload_elements), u.padded_elements - u.payload_elements,
+             format_count(u.shard.begin), format_count(u.shard.end), u.outermost ? "  stays gathered" : "", u.trainable ? "" : "  frozen");
 }
 
 void print_units(const Plan& plan, bool all) {
@@ -38,11 +32,11 @@ void print_memory(const optim::MemoryReading& memory) {
   fmt::print("\n  {:<22}{:>20}{:>20}{:>12}\n", "bytes of this rank", "between steps", "peak", "");
   for (size_t c = 0; c < kCategories; ++c)
     if (memory.peak.by_category[c] > 0)
-      fmt::print("  {:<22}{:>20}{:>20}{:>12}\n", name(static_cast<Category>(c)), group_digits(memory.current[c]), group_digits(memory.peak.by_category[c]),
+      fmt::print("  {:<22}{:>20}{:>20}{:>12}\n", name(static_cast<Category>(c)), format_count(memory.current[c]), format_count(memory.peak.by_category[c]),
                  format_bytes(static_cast<double>(memory.peak.by_category[c])));
   int64_t now = 0;
   for (const int64_t bytes : memory.current) now += bytes;
-  fmt::print("  {:<22}{:>20}{:>20}{:>12}\n\n  {:<22}{:>20}  most of it\n", "total", group_digits(now), group_digits(memory.peak.total),
+  fmt::print("  {:<22}{:>20}{:>20}{:>12}\n\n  {:<22}{:>20}  most of it\n", "total", format_count(now), format_count(memory.peak.total),
              format_bytes(static_cast<double>(memory.peak.total)), "peak in phase", "total");
   for (size_t p = 0; p < kPhases; ++p) {
     const MemoryPeak& peak = memory.by_phase[p];
@@ -50,7 +44,7 @@ void print_memory(const optim::MemoryReading& memory) {
     size_t most = 0;
     for (size_t c = 1; c < kCategories; ++c)
       if (peak.at_total_peak[c] > peak.at_total_peak[most]) most = c;
-    fmt::print("  {:<22}{:>20}  {} {}\n", name(static_cast<Phase>(p)), group_digits(peak.total), name(static_cast<Category>(most)),
+    fmt::print("  {:<22}{:>20}  {} {}\n", name(static_cast<Phase>(p)), format_count(peak.total), name(static_cast<Category>(most)),
                format_bytes(static_cast<double>(peak.at_total_peak[most])));
   }
 }
@@ -60,11 +54,11 @@ void print_wire(const Plan& plan) {
   for (int k = 0; k < comm::kCollectiveKinds; ++k) {
     const auto& count = plan.traffic.by_kind[static_cast<size_t>(k)];
     if (count.sent_bytes == 0 && count.received_bytes == 0) continue;
-    fmt::print("  {:<22}{:>20}{:>20}\n", comm::name(static_cast<comm::CollectiveKind>(k)), group_digits(static_cast<int64_t>(count.sent_bytes)),
-               group_digits(static_cast<int64_t>(count.received_bytes)));
+    fmt::print("  {:<22}{:>20}{:>20}\n", comm::name(static_cast<comm::CollectiveKind>(k)), format_count(static_cast<int64_t>(count.sent_bytes)),
+               format_count(static_cast<int64_t>(count.received_bytes)));
   }
   const double payload = 4.0 * static_cast<double>(plan.padded_parameters);
-  fmt::print("  weights and gradients sent: {} = {:.4f} x the payload of {}\n", group_digits(static_cast<int64_t>(plan.traffic.sent_bytes())),
+  fmt::print("  weights and gradients sent: {} = {:.4f} x the payload of {}\n", format_count(static_cast<int64_t>(plan.traffic.sent_bytes())),
              static_cast<double>(plan.traffic.sent_bytes()) / payload, format_bytes(payload));
 }
 
@@ -92,7 +86,7 @@ void add_plan_command(CLI::App& app) {
       return;
     }
     fmt::print("{}: {} parameters ({} with padding) in {} units, stage {}, rank {} of {}, {} threads, {} sequences a step\n", job.name(),
-               format_quantity(static_cast<double>(plan.parameters)), group_digits(plan.padded_parameters), plan.units.size(), plan.stage, plan.rank,
+               format_quantity(static_cast<double>(plan.parameters)), format_count(plan.padded_parameters), plan.units.size(), plan.stage, plan.rank,
                plan.ranks, plan.threads, plan.batch);
     for (const auto& note : plan.notes) fmt::print("note: {}\n", note);
     print_units(plan, flags->all);

@@ -13,6 +13,7 @@
 #include "comm/launch.h"
 #include "optim/checkpoint/agreement.h"
 #include "optim/checkpoint/checkpoint.h"
+#include "runtime/core/memory_limit.h"
 #include "runtime/core/parallel.h"
 #include "runtime/core/rank_context.h"
 #include "tools/agree.h"
@@ -21,6 +22,7 @@
 #include "tools/job_file.h"
 #include "tools/language_task.h"
 #include "tools/loss_chart.h"
+#include "tools/memory_fit.h"
 #include "tools/progress.h"
 #include "tools/resident.h"
 #include "tools/run_directory.h"
@@ -35,6 +37,8 @@ namespace {
 
 namespace checkpoint = optim::checkpoint;
 using Clock = std::chrono::steady_clock;
+
+constexpr double kMegabyte = 1e6;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
@@ -209,8 +213,15 @@ class Run {
 }  // namespace
 
 void train(const ringzero::Job& job, const TrainOptions& options, comm::Communicator& comm) {
-  PhaseScope phase(Phase::init);
-  Run(job, options, comm).execute();
+  MemoryTracker& memory = RankContext::current()->memory();
+  const auto limit_bytes = static_cast<int64_t>(job.training().memory_limit_mb() * kMegabyte);
+  memory.set_limit_bytes(limit_bytes);
+  try {
+    PhaseScope phase(Phase::init);
+    Run(job, options, comm).execute();
+  } catch (const MemoryLimitError& e) {
+    throw Error(e.what() + what_would_fit(job, comm.size(), limit_bytes));
+  }
 }
 
 }  // namespace rz::tools
