@@ -24,7 +24,8 @@ double gigaflops(const benchmark::State& state, int products) {
 }
 
 void report(benchmark::State& state, int products) {
-  state.counters["GFLOP/s"] = benchmark::Counter(gigaflops(state, products) * static_cast<double>(state.iterations()), benchmark::Counter::kIsRate);
+  state.counters["GFLOP/s"] =
+      benchmark::Counter(gigaflops(state, products) * static_cast<double>(state.iterations()), benchmark::Counter::kIsRate);
 }
 
 void forward(benchmark::State& state) {
@@ -63,7 +64,8 @@ void peak(benchmark::State& state) {
       for (int i = 0; i < 12; ++i) sums[i] = sums[i] * a + b;
     for (int i = 0; i < 12; ++i) benchmark::DoNotOptimize(sums[i]);
   }
-  state.counters["GFLOP/s"] = benchmark::Counter(1e-9 * 12.0 * 16 * 2 * kRepeats * static_cast<double>(state.iterations()), benchmark::Counter::kIsRate);
+  state.counters["GFLOP/s"] =
+      benchmark::Counter(1e-9 * 12.0 * 16 * 2 * kRepeats * static_cast<double>(state.iterations()), benchmark::Counter::kIsRate);
 }
 
 void shapes(benchmark::internal::Benchmark* b) {

@@ -23,6 +23,11 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set(RZ_CPU_FLAGS -march=x86-64-${RZ_CPU_LEVEL_USED})
   if(RZ_CPU_LEVEL_USED STREQUAL "v4")
     list(APPEND RZ_CPU_FLAGS -mprefer-vector-width=512)
+    # GCC 12 with AVX-512 copies a constant such as {5, 5, 0, 0} as {5, 5, 5, 5} when the copy is 32 bytes or wider
+    # (tests/kernels/compiler_test.cpp); 16-byte moves are not affected. This concerns inlined memcpy of constants only.
+    if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_GREATER_EQUAL 12)
+      list(APPEND RZ_CPU_FLAGS -mmove-max=128 -mstore-max=128)
+    endif()
   endif()
 endif()
 message(STATUS "CPU level: ${RZ_CPU_LEVEL_USED}")

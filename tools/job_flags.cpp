@@ -30,6 +30,7 @@ void add_job_flags(CLI::App& command, JobFlags& flags, bool job_required, bool r
   add_shorthand(command, flags, "--stage", "sharding.stage", "ZeRO stage: 0, 1, 2 or 3");
   add_shorthand(command, flags, "--bucket-mb", "sharding.bucket_mb", "bucket size in MiB, 0 = a bucket per unit");
   add_shorthand(command, flags, "--accumulate", "training.accumulate", "micro-batches of a step");
+  add_shorthand(command, flags, "--recompute", "training.recompute", "what backward computes again: NONE, SELECTIVE, FULL or SQRT");
   add_shorthand(command, flags, "--memory-limit", "training.memory_limit_mb", "most that a rank may hold, MB, 0 = no limit");
   if (ranks_flag) add_shorthand(command, flags, "--ranks", "communication.ranks", "ranks as threads of this process, without mpirun");
   if (ranks_flag) add_shorthand(command, flags, "--transport", "communication.transport", "AUTO, THREADS or MPI");

@@ -20,7 +20,8 @@ models::TokenDataset load_dataset(const ringzero::Job& job) {
 
 }  // namespace
 
-models::TransformerConfig transformer_config(const ringzero::Transformer& m, int64_t vocabulary) {
+models::TransformerConfig transformer_config(const ringzero::Job& job, int64_t vocabulary) {
+  const ringzero::Transformer& m = job.transformer();
   models::TransformerConfig c;
   c.layers = m.layers();
   c.width = m.width();
@@ -37,11 +38,17 @@ models::TransformerConfig transformer_config(const ringzero::Transformer& m, int
   c.dropout = m.dropout();
   c.rope_base = m.rope_base();
   c.norm_epsilon = m.norm_epsilon();
+  switch (job.training().recompute()) {
+    case ringzero::Training::NONE: c.recompute = models::Recompute::none; break;
+    case ringzero::Training::SELECTIVE: c.recompute = models::Recompute::selective; break;
+    case ringzero::Training::FULL: c.recompute = models::Recompute::full; break;
+    case ringzero::Training::SQRT: c.recompute = models::Recompute::sqrt; break;
+  }
   return c;
 }
 
 LanguageTask::LanguageTask(const ringzero::Job& job, models::TokenDataset dataset)
-    : seed_(job.seed()), dataset_(std::move(dataset)), model_(transformer_config(job.transformer(), dataset_.vocabulary())) {
+    : seed_(job.seed()), dataset_(std::move(dataset)), model_(transformer_config(job, dataset_.vocabulary())) {
   RZ_CONFIG_CHECK(model_.config().vocabulary >= dataset_.vocabulary(), "transformer.vocabulary {} is smaller than the {} symbols of {}",
                   model_.config().vocabulary, dataset_.vocabulary(), dataset_.source());
   dataset_.check_context(model_.config().context);

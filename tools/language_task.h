@@ -8,7 +8,7 @@
 namespace rz::tools {
 
 // The job's messages as the runtime's structs. `vocabulary` stands in where the job leaves it to the data.
-models::TransformerConfig transformer_config(const ringzero::Transformer& message, int64_t vocabulary);
+models::TransformerConfig transformer_config(const ringzero::Job& job, int64_t vocabulary);
 
 class LanguageTask final : public Task {
  public:

@@ -77,31 +77,36 @@ std::string what_would_fit(const ringzero::Job& given, int ranks, int64_t limit_
     const int64_t stage = given.sharding().stage();
     const int64_t micros = given.training().accumulate();
     const int64_t share = std::max<int64_t>(1, given.training().batch() / ranks);
-    const auto peak_of = [&](int64_t s, int64_t m) {
+    using Recompute = ringzero::Training::Recompute;
+    const Recompute recompute = given.training().recompute();
+    const auto peak_of = [&](int64_t s, int64_t m, Recompute r) {
       ringzero::Job job = given;
       job.mutable_sharding()->set_stage(s);
       job.mutable_training()->set_accumulate(m);
+      job.mutable_training()->set_recompute(r);
       return planned_peak(job, ranks);
     };
     std::string lines;
-    int64_t least = peak_of(stage, micros);
+    int64_t least = peak_of(stage, micros, recompute);
     std::string least_how = "the job as it is";
-    const auto consider = [&](const std::string& how, int64_t s, int64_t m) {
-      const int64_t peak = peak_of(s, m);
+    const auto consider = [&](const std::string& how, int64_t s, int64_t m, Recompute r) {
+      const int64_t peak = peak_of(s, m, r);
       if (peak < least) least = peak, least_how = how;
       if (peak > limit_bytes) return false;
       lines += fmt::format("  {:<48} peak {}\n", how, format_bytes(static_cast<double>(peak)));
       return true;
     };
     for (int64_t s = stage + 1; s <= 3; ++s)
-      if (consider(fmt::format("--stage {}", s), s, micros)) break;
+      if (consider(fmt::format("--stage {}", s), s, micros, recompute)) break;
+    for (const Recompute r : {ringzero::Training::SELECTIVE, ringzero::Training::FULL})
+      if (r != recompute && consider(fmt::format("--recompute {}", ringzero::Training::Recompute_Name(r)), stage, micros, r)) break;
     for (int64_t m = micros * 2; m <= share; m *= 2)
-      if (consider(fmt::format("--accumulate {} (smaller micro-batches)", m), stage, m)) break;
-    if (lines.empty() && stage < 3)
-      for (int64_t m = micros * 2; m <= share; m *= 2)
-        if (consider(fmt::format("--stage 3 --accumulate {}", m), 3, m)) break;
+      if (consider(fmt::format("--accumulate {} (smaller micro-batches)", m), stage, m, recompute)) break;
+    if (lines.empty())
+      for (int64_t m = micros; m <= share; m *= 2)
+        if (consider(fmt::format("--stage 3 --recompute FULL --accumulate {}", m), 3, m, ringzero::Training::FULL)) break;
     if (!lines.empty()) return "what would fit:\n" + lines;
-    return fmt::format("no stage and no micro-batch fits; {} comes nearest with a peak of {}: take a smaller model or more ranks\n", least_how,
+    return fmt::format("no stage, recomputation or micro-batch fits; {} comes nearest with a peak of {}: take a smaller model or more ranks\n", least_how,
                        format_bytes(static_cast<double>(least)));
   } catch (const std::exception& e) {
     return fmt::format("what would fit cannot be said: {}\n", e.what());

@@ -30,7 +30,7 @@ std::optional<Fit> fit_largest(const ringzero::Job& job, int ranks, int64_t stag
 // "256MB", "256MiB", "1.5GB", "1000000": bytes. ConfigError for anything else.
 int64_t parse_bytes(const std::string& text);
 
-// For a job that broke its limit: a line for each single change that makes it fit (a higher stage, more micro-batches), or for the
+// For a job that broke its limit: a line for each single change that makes it fit (a higher stage, recomputation, more micro-batches), or for the
 // least of all together. Never throws.
 std::string what_would_fit(const ringzero::Job& job, int ranks, int64_t limit_bytes);
 

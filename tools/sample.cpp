@@ -58,7 +58,7 @@ void sample_run(const SampleOptions& options, comm::Communicator& comm) {
   RZ_CONFIG_CHECK(job.has_transformer(), "{} trained no language model", options.run);
   const std::string vocabulary_path = options.run + "/vocabulary.json";
   const Vocabulary vocabulary = parse_vocabulary(read_file(vocabulary_path), vocabulary_path);
-  models::Transformer model(transformer_config(job.transformer(), vocabulary.size));
+  models::Transformer model(transformer_config(job, vocabulary.size));
   model.materialize(job.seed());
   const bool averaged = job.training().ema_decay() > 0;
   std::vector<checkpoint::SliceToLoad> slices;

@@ -11,6 +11,13 @@ namespace rz::models {
 enum class Positions : uint8_t { learned, rope };
 enum class MlpKind : uint8_t { gelu, swiglu };
 
+// What backward computes again instead of keeping it.
+//   none       nothing
+//   selective  queries, keys, values and the attention's own numbers (Korthikanti et al. 2022, arXiv 2205.05198)
+//   full       everything inside a block: only the blocks' inputs are kept
+//   sqrt       everything inside segments of about sqrt(layers) blocks (Chen et al. 2016, arXiv 1604.06174)
+enum class Recompute : uint8_t { none, selective, full, sqrt };
+
 struct TransformerConfig {
   int64_t layers = 6;
   int64_t width = 384;
@@ -27,6 +34,7 @@ struct TransformerConfig {
   double dropout = 0;
   double rope_base = 10000;
   double norm_epsilon = 1e-5;
+  Recompute recompute = Recompute::none;
 
   // The hidden width of the MLP with the default filled in.
   int64_t hidden_width() const;

@@ -1,8 +1,10 @@
 #include "models/transformer/transformer.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "runtime/autograd/grad_mode.h"
+#include "runtime/autograd/recompute.h"
 #include "runtime/ops/dropout.h"
 #include "runtime/ops/elementwise.h"
 #include "runtime/ops/matmul.h"
@@ -31,6 +33,7 @@ nn::AttentionConfig attention_config(const TransformerConfig& c) {
   a.bias = c.bias;
   a.init_std = kInitStd;
   a.output_init_std = residual_std(c);
+  a.recompute = c.recompute == Recompute::selective;
   return a;
 }
 
@@ -103,7 +106,7 @@ class TransformerBlock final : public nn::Module {
     register_module("mlp", mlp_);
   }
 
-  Tensor forward(const Tensor& x_BTD, const ops::RopeTable* rope, const DropoutContext& drop) const {
+  Tensor forward(const Tensor& x_BTD, const ops::RopeTable* rope, const DropoutContext& drop) {
     const Tensor a_BTD = ops::add(x_BTD, drop.apply(attention_.forward(norm1_.forward(x_BTD), rope), name_ + ".attn"));
     return ops::add(a_BTD, drop.apply(mlp_.forward(norm2_.forward(a_BTD)), name_ + ".mlp"));
   }
@@ -166,7 +169,7 @@ Tensor Transformer::embed(const Tensor& ids_BT, int64_t first_position) const {
   const int64_t end = first_position + ids_BT.size(-1);
   RZ_CHECK(ids_BT.rank() == 2 && end <= config_.context, "tokens {} from position {} do not fit a context of {}", ids_BT.str(), first_position,
            config_.context);
-  const Tensor x_BTD = wte_.forward(ids_BT);
+  Tensor x_BTD = wte_.forward(ids_BT);
   if (!wpe_) return x_BTD;
   return ops::add(x_BTD, ops::slice(wpe_->weight(), 0, first_position, end));
 }
@@ -174,8 +177,28 @@ Tensor Transformer::embed(const Tensor& ids_BT, int64_t first_position) const {
 Tensor Transformer::features(const Tensor& ids_BT, const SampleKey& key) {
   const DropoutContext drop{config_.dropout, training(), key};
   Tensor x_BTD = drop.apply(embed(ids_BT, 0), "embedding");
-  for (const auto& block : blocks_)
-    x_BTD = nn::run_unit(*block, {x_BTD}, [&](const std::vector<Tensor>& in) { return block->forward(in[0], rope(), drop); });
+  const auto run_block = [this, drop](TransformerBlock& block, const Tensor& x) {
+    const nn::UnitForward forward = [this, &block, drop](const std::vector<Tensor>& in) { return block.forward(in[0], rope(), drop); };
+    if (config_.recompute != Recompute::full) return nn::run_unit(block, {x}, forward);
+    return nn::run_unit(block, {x}, [&](const std::vector<Tensor>& in) { return nn::recomputed(block, in, forward); });
+  };
+  if (config_.recompute != Recompute::sqrt) {
+    for (const auto& block : blocks_) x_BTD = run_block(*block, x_BTD);
+    return norm_.forward(x_BTD);
+  }
+  const auto segment = static_cast<size_t>(std::ceil(std::sqrt(static_cast<double>(config_.layers))));
+  for (size_t begin = 0; begin < blocks_.size(); begin += segment) {
+    const size_t end = std::min(begin + segment, blocks_.size());
+    std::vector<Tensor> parameters;
+    for (size_t i = begin; i < end; ++i)
+      for (const nn::Parameter* p : blocks_[i]->parameters()) parameters.push_back(p->value);
+    const auto forward = [this, run_block, begin, end](const std::vector<Tensor>& in) {
+      Tensor x = in[0];
+      for (size_t i = begin; i < end; ++i) x = run_block(*blocks_[i], x);
+      return x;
+    };
+    x_BTD = autograd::recompute(forward, {x_BTD}, parameters);
+  }
   return norm_.forward(x_BTD);
 }
 

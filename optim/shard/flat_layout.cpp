@@ -14,7 +14,7 @@ Range intersect(Range a, Range b) {
   return {begin, std::max(begin, std::min(a.end, b.end))};
 }
 
-FlatLayout::FlatLayout(std::vector<nn::Parameter*> parameters, int ranks) : ranks_(ranks) {
+FlatLayout::FlatLayout(const std::vector<nn::Parameter*>& parameters, int ranks) : ranks_(ranks) {
   RZ_CHECK(ranks >= 1, "a layout needs at least one rank, not {}", ranks);
   int64_t end = 0;
   for (nn::Parameter* p : parameters) {

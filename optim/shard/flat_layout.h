@@ -33,7 +33,7 @@ struct FlatEntry {
 
 class FlatLayout {
  public:
-  FlatLayout(std::vector<nn::Parameter*> parameters, int ranks);
+  FlatLayout(const std::vector<nn::Parameter*>& parameters, int ranks);
 
   const std::vector<FlatEntry>& entries() const { return entries_; }
   int64_t payload_elements() const { return payload_; }  // without padding

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "comm/error.h"
 #include "runtime/kernels/backend.h"
 
 namespace rz::optim {
@@ -55,6 +56,16 @@ ShardedUnit::ShardedUnit(BucketPlan plan, const ShardingPolicy& policy, const Ac
     gradient_view_ = accumulated_;
   } else {
     gradient_view_ = Tensor::over(gradients_, {update_range_.length()}, DType::f32, update_range_.begin);
+  }
+}
+
+ShardedUnit::~ShardedUnit() {
+  for (const comm::Work* work : {&gather_work_, &reduce_work_, &publish_work_}) {
+    try {
+      work->wait();
+    } catch (const comm::CommError&) {
+      // The job has failed, and its first error is on its way out; what matters here is that nothing uses the buffers any more.
+    }
   }
 }
 

@@ -27,6 +27,8 @@ struct Accumulation {
 class ShardedUnit {
  public:
   ShardedUnit(BucketPlan plan, const ShardingPolicy& policy, const Accumulation& accumulation, comm::Order order, comm::Communicator& comm);
+  // Waits for what is still on the wire: its buffers must not go before that.
+  ~ShardedUnit();
 
   const std::string& name() const { return plan_.name; }
   const FlatLayout& layout() const { return layout_; }

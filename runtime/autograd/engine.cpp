@@ -65,6 +65,8 @@ class Engine {
     order_.clear();
   }
 
+  GradientSink& sink() { return sink_; }
+
   void give(AutogradMeta& to, const Tensor& grad) {
     RZ_CHECK(grad.shape() == to.shape, "a gradient of shape {} does not fit a tensor of shape {}", grad.shape().str(), to.shape.str());
     if (to.node == nullptr) {
@@ -229,6 +231,8 @@ class Engine {
 void InputGradients::add(size_t i, const Tensor& grad) {
   if (wants(i)) engine_->give(*inputs_[i], grad);
 }
+
+GradientSink& InputGradients::sink() const { return engine_->sink(); }
 
 void InputGradients::into(size_t i, const std::function<void(Tensor&, bool)>& kernel) {
   if (wants(i)) engine_->write(*inputs_[i], kernel);

@@ -18,6 +18,7 @@
 namespace rz::autograd {
 
 struct Node;
+class GradientSink;
 class InputGradients;
 
 // Receives the complete gradient of the op's output and gives its inputs theirs.
@@ -80,6 +81,9 @@ class InputGradients {
   // Lets `kernel(out, accumulate)` write input i's gradient where it is wanted, in place: accumulate says add to `out`, else
   // overwrite it. `out` is contiguous, of input i's shape and type.
   void into(size_t i, const std::function<void(Tensor& out, bool accumulate)>& kernel);
+
+  // Where this walk sends the gradients of leaves: for a backward within a backward.
+  GradientSink& sink() const;
 
  private:
   friend class Engine;

@@ -26,6 +26,12 @@ struct bf16 {
   operator float() const { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
 };
 
+namespace detail {
+// For compilers without a 16-bit floating-point type.
+uint16_t float_to_half(float value);
+float half_to_float(uint16_t bits);
+}  // namespace detail
+
 // IEEE binary16, through the compiler's own type where it has one.
 struct f16 {
   uint16_t bits = 0;
@@ -34,7 +40,8 @@ struct f16 {
   explicit f16(float value) : bits(std::bit_cast<uint16_t>(static_cast<_Float16>(value))) {}
   operator float() const { return static_cast<float>(std::bit_cast<_Float16>(bits)); }
 #else
-#error "this compiler has no _Float16"
+  explicit f16(float value) : bits(detail::float_to_half(value)) {}
+  operator float() const { return detail::half_to_float(bits); }
 #endif
 };
 

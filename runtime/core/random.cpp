@@ -62,7 +62,8 @@ float Random::normal(uint64_t position) const {
 }
 
 uint64_t Random::below(uint64_t position, uint64_t bound) const {
-  return static_cast<uint64_t>((static_cast<unsigned __int128>(bits64(position)) * bound) >> 64);
+  __extension__ using uint128 = unsigned __int128;
+  return static_cast<uint64_t>((static_cast<uint128>(bits64(position)) * bound) >> 64);
 }
 
 }  // namespace rz

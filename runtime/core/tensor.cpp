@@ -110,7 +110,7 @@ Tensor Tensor::view_broadcast(Shape target) const {
 
 Tensor Tensor::view_alias() const { return make(storage(), shape(), strides(), offset(), dtype()); }
 
-void Tensor::rebind_storage(std::shared_ptr<Storage> storage, int64_t offset) {
+void Tensor::rebind_storage(const std::shared_ptr<Storage>& storage, int64_t offset) {
   RZ_CHECK(is_contiguous(), "cannot rebind {}: it is not contiguous", str());
   impl() = Impl{over(storage, shape(), dtype(), offset).impl_->storage, shape(), strides(), offset, dtype(), impl().autograd};
 }

@@ -76,11 +76,11 @@ class Tensor {
   Tensor view_transpose(int dim0, int dim1) const;
   Tensor view_permute(std::span<const int> order) const;
   Tensor view_permute(std::initializer_list<int> order) const { return view_permute(std::span<const int>(order.begin(), order.size())); }
-  Tensor view_broadcast(Shape shape) const;                             // stride 0 along broadcast dimensions
+  Tensor view_broadcast(Shape target) const;                            // stride 0 along broadcast dimensions
   Tensor view_alias() const;                                            // a new tensor on the same elements, without autograd state
 
   // Moves this handle and all its copies onto another storage (same shape and type): how sharding lays parameters out.
-  void rebind_storage(std::shared_ptr<Storage> storage, int64_t offset);
+  void rebind_storage(const std::shared_ptr<Storage>& storage, int64_t offset);
 
   const std::shared_ptr<AutogradMetaBase>& autograd() const { return impl().autograd; }
   void set_autograd(std::shared_ptr<AutogradMetaBase> meta) { impl().autograd = std::move(meta); }

@@ -25,13 +25,14 @@ SelfAttention::SelfAttention(const AttentionConfig& config)
   register_module("out", out_);
 }
 
-Tensor SelfAttention::forward(const Tensor& x, const ops::RopeTable* rope) const {
+Tensor SelfAttention::forward(const Tensor& x, const ops::RopeTable* rope) {
   ops::AttentionQkvOptions options;
   options.heads = config_.heads;
   options.kv_heads = config_.kv_heads;
   options.causal = config_.causal;
   options.rope = rope;
-  return out_.forward(ops::attention_qkv(qkv_.forward(x), options));
+  const auto attend = [this, options](const std::vector<Tensor>& in) { return ops::attention_qkv(qkv_.forward(in[0]), options); };
+  return out_.forward(config_.recompute ? recomputed(qkv_, {x}, attend) : attend({x}));
 }
 
 KeyValueCache SelfAttention::make_cache(int64_t batch, int64_t capacity) const {

@@ -17,6 +17,7 @@ struct AttentionConfig {
   bool bias = true;
   double init_std = 0.02;
   double output_init_std = 0.02;
+  bool recompute = false;  // keep neither queries, keys and values nor the attention's own numbers for backward
 };
 
 // Keys and values of the tokens seen so far, for one layer: [B, Hkv, capacity, D] each.
@@ -33,7 +34,7 @@ class SelfAttention final : public Module {
   explicit SelfAttention(const AttentionConfig& config);
 
   // x [B, T, width] -> the same. `rope` may be null.
-  Tensor forward(const Tensor& x, const ops::RopeTable* rope) const;
+  Tensor forward(const Tensor& x, const ops::RopeTable* rope);
 
   // The same for T further tokens after cache.length earlier ones, which it appends to the cache. Records nothing.
   Tensor forward_cached(const Tensor& x, const ops::RopeTable* rope, KeyValueCache& cache) const;

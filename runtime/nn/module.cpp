@@ -1,6 +1,7 @@
 #include "runtime/nn/module.h"
 
 #include "runtime/autograd/engine.h"
+#include "runtime/autograd/recompute.h"
 #include "runtime/core/random.h"
 #include "runtime/kernels/backend.h"
 
@@ -86,6 +87,12 @@ void Module::register_module(std::string name, Module& child) {
     p->value.storage()->set_owner(p->name);
   }
   children_.push_back({std::move(name), &child});
+}
+
+Tensor recomputed(Module& owner, const std::vector<Tensor>& inputs, const UnitForward& forward) {
+  std::vector<Tensor> parameters;
+  for (const Parameter* p : owner.parameters()) parameters.push_back(p->value);
+  return autograd::recompute(forward, inputs, parameters);
 }
 
 Tensor run_unit(Module& unit, std::vector<Tensor> inputs, const UnitForward& forward) {

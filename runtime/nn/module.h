@@ -79,6 +79,10 @@ class Module {
   bool training_ = true;
 };
 
+// `forward`, a part of `owner` that uses no parameters but owner's, keeping only its inputs for backward (autograd/recompute.h).
+// Parameters that `forward` does not use may be among owner's.
+Tensor recomputed(Module& owner, const std::vector<Tensor>& inputs, const UnitForward& forward);
+
 // Runs a unit's forward, through its observer when it has one.
 Tensor run_unit(Module& unit, std::vector<Tensor> inputs, const UnitForward& forward);
 

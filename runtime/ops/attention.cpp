@@ -10,7 +10,9 @@ namespace rz::ops {
 
 namespace {
 
-Tensor last_dense(const Tensor& x, Category category) { return x.stride(-1) == 1 || x.size(-1) <= 1 ? x.view_alias() : to_dense(x, category); }
+Tensor last_dense(const Tensor& x, Category category) {
+  return x.stride(-1) == 1 || x.size(-1) <= 1 ? x.view_alias() : to_dense(x, category);
+}
 
 double resolved_scale(double scale, int64_t width) { return scale != 0 ? scale : 1.0 / std::sqrt(static_cast<double>(width)); }
 
@@ -47,8 +49,8 @@ Tensor scaled_dot_product_attention(const Tensor& q, const Tensor& k, const Tens
                             Tensor dq = gradient_of(0, sq.get());
                             Tensor dk = gradient_of(1, sk.get());
                             Tensor dv = gradient_of(2, sv.get());
-                            kernels.backward(call, last_dense(grad, Category::workspace), sq.get(), sk.get(), sv.get(), so.get(), lse, dq, dk,
-                                             dv, false);
+                            kernels.backward(call, last_dense(grad, Category::workspace), sq.get(), sk.get(), sv.get(), so.get(), lse, dq,
+                                             dk, dv, false);
                             in.add(0, dq);
                             in.add(1, dk);
                             in.add(2, dv);
@@ -99,14 +101,14 @@ Tensor attention_qkv(const Tensor& qkv, const AttentionQkvOptions& options) {
   kernels.forward(call, views.q, views.k, views.v, out_by_head, lse);
   if (!keeps) return out;
   return autograd::record("attention_qkv", out, {qkv},
-                          [&kernels, call, heads, kv_heads, s_qkv = autograd::Saved(dense), s_out = autograd::Saved(out),
-                           lse](const Tensor& grad, autograd::InputGradients& in) {
+                          [&kernels, call, heads, kv_heads, s_qkv = autograd::Saved(dense), s_out = autograd::Saved(out), lse](
+                              const Tensor& grad, autograd::InputGradients& in) {
                             const QkvViews from(s_qkv.get(), heads, kv_heads);
                             const Tensor g = to_dense(grad);
                             in.into(0, [&](Tensor& dqkv, bool accumulate) {
                               QkvViews to(dqkv, heads, kv_heads);
-                              kernels.backward(call, view_by_head(g, heads), from.q, from.k, from.v, view_by_head(s_out.get(), heads), lse, to.q,
-                                               to.k, to.v, accumulate);
+                              kernels.backward(call, view_by_head(g, heads), from.q, from.k, from.v, view_by_head(s_out.get(), heads), lse,
+                                               to.q, to.k, to.v, accumulate);
                             });
                           });
 }

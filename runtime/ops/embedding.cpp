@@ -17,14 +17,16 @@ Tensor embedding(const Tensor& ids, const Tensor& weight) {
   std::array<int64_t, Shape::kMaxRank> extents{};
   for (int d = 0; d < ids.rank(); ++d) extents[static_cast<size_t>(d)] = ids.size(d);
   extents[static_cast<size_t>(ids.rank())] = width;
-  Tensor y = Tensor::empty(Shape(std::span<const int64_t>(extents.data(), static_cast<size_t>(ids.rank() + 1))), weight.dtype(), "embedding");
+  Tensor y =
+      Tensor::empty(Shape(std::span<const int64_t>(extents.data(), static_cast<size_t>(ids.rank() + 1))), weight.dtype(), "embedding");
   Tensor rows = y.view_reshape({flat.numel(), width});
   kernels.forward(flat, to_dense(weight), rows);
   if (!keeps) return y;
-  return autograd::record("embedding", y, {weight}, [&kernels, saved = autograd::Saved(flat)](const Tensor& grad, autograd::InputGradients& in) {
-    const Tensor rows_grad = to_rows(grad);
-    in.into(0, [&](Tensor& out, bool accumulate) { kernels.backward(saved.get(), rows_grad, out, accumulate); });
-  });
+  return autograd::record("embedding", y, {weight},
+                          [&kernels, saved = autograd::Saved(flat)](const Tensor& grad, autograd::InputGradients& in) {
+                            const Tensor rows_grad = to_rows(grad);
+                            in.into(0, [&](Tensor& out, bool accumulate) { kernels.backward(saved.get(), rows_grad, out, accumulate); });
+                          });
 }
 
 }  // namespace rz::ops

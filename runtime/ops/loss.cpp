@@ -9,7 +9,8 @@ namespace {
 
 void check_rows(const Tensor& x, const Tensor& targets) {
   RZ_CHECK(x.rank() >= 1 && is_floating(x.dtype()), "cross entropy needs floating-point rows, not {}", x.str());
-  RZ_CHECK(targets.dtype() == DType::i32 || targets.dtype() == DType::i64, "cross entropy: targets must be i32 or i64, not {}", targets.str());
+  RZ_CHECK(targets.dtype() == DType::i32 || targets.dtype() == DType::i64, "cross entropy: targets must be i32 or i64, not {}",
+           targets.str());
   RZ_CHECK(targets.shape() == x.shape().without(-1), "cross entropy: targets {} do not fit rows of {}", targets.str(), x.str());
 }
 
@@ -72,7 +73,10 @@ struct ChunkedHead {
   Tensor buffer;
 
   ChunkedHead(Tensor x_rows, Tensor w, Tensor flat, int64_t chunk)
-      : x(std::move(x_rows)), weight(std::move(w)), targets(std::move(flat)), chunk_rows(chunk),
+      : x(std::move(x_rows)),
+        weight(std::move(w)),
+        targets(std::move(flat)),
+        chunk_rows(chunk),
         buffer(Tensor::empty({chunk, weight.size(0)}, x.dtype(), Category::workspace, "chunk of logits")) {}
 
   // body(first row, x of the chunk, targets of the chunk, its logits)
@@ -122,8 +126,8 @@ CrossEntropyResult linear_cross_entropy(const Tensor& x, const Tensor& weight, c
   RZ_CHECK(!x.same(weight), "linear_cross_entropy: x and weight are one tensor {}", x.str());
   result.loss = autograd::record(
       "linear_cross_entropy", result.loss, {x, weight},
-      [&kernels, saved_x = autograd::Saved(rows), saved_weight = autograd::Saved(weight), saved_targets = autograd::Saved(flat), lse, factor,
-       chunk, ignore = options.ignore_index](const Tensor& grad, autograd::InputGradients& in) {
+      [&kernels, saved_x = autograd::Saved(rows), saved_weight = autograd::Saved(weight), saved_targets = autograd::Saved(flat), lse,
+       factor, chunk, ignore = options.ignore_index](const Tensor& grad, autograd::InputGradients& in) {
         const double scale = factor * grad.item();
         MatmulKernels& matmul = *backend(grad.device()).matmul;
         // dx is null where it is not wanted, dweight too.

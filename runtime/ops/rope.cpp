@@ -26,8 +26,10 @@ RopeTable make_rope_table(int64_t positions, int64_t head_dim, double base, DTyp
       }
     }
   };
-  if (dtype == DType::f32) fill(table.values.data<float>());
-  else fill(table.values.data<double>());
+  if (dtype == DType::f32)
+    fill(table.values.data<float>());
+  else
+    fill(table.values.data<double>());
   return table;
 }
 

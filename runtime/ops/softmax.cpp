@@ -43,9 +43,7 @@ Tensor over_rows(const char* name, const Tensor& x, int dim, RowForward forward,
 
 }  // namespace
 
-Tensor softmax(const Tensor& x, int dim) {
-  return over_rows("softmax", x, dim, &LossKernels::softmax, &LossKernels::softmax_backward);
-}
+Tensor softmax(const Tensor& x, int dim) { return over_rows("softmax", x, dim, &LossKernels::softmax, &LossKernels::softmax_backward); }
 
 Tensor log_softmax(const Tensor& x, int dim) {
   return over_rows("log_softmax", x, dim, &LossKernels::log_softmax, &LossKernels::log_softmax_backward);
@@ -77,27 +75,26 @@ Tensor logsumexp(const Tensor& x, int dim) {
     result = result.view_permute(std::span<const int>(order.data(), static_cast<size_t>(reduced.rank())));
   }
   if (!keeps) return result;
-  return autograd::record(
-      "logsumexp", result, {x},
-      [&kernels, d, last, inverse, saved_x = autograd::Saved(dense), saved_y = autograd::Saved(y)](const Tensor& grad,
-                                                                                                  autograd::InputGradients& in) {
-        const Tensor turned_grad =
-            to_dense(last ? grad : grad.view_permute(std::span<const int>(inverse.data(), static_cast<size_t>(grad.rank()))));
-        const Tensor g = turned_grad.view_reshape({turned_grad.numel()});
-        const Tensor& kept = saved_x.get();
-        if (last) {
-          in.into(0, [&](Tensor& out, bool accumulate) {
-            Tensor rows_out = view_rows(out);
-            kernels.logsumexp_backward(g, view_rows(kept), saved_y.get(), rows_out, accumulate);
-          });
-          return;
-        }
-        if (!in.wants(0)) return;
-        Tensor dx = Tensor::empty(kept.shape(), kept.dtype(), "logsumexp gradient");
-        Tensor rows_out = view_rows(dx);
-        kernels.logsumexp_backward(g, view_rows(kept), saved_y.get(), rows_out, false);
-        in.add(0, dx.view_transpose(d, -1));
-      });
+  return autograd::record("logsumexp", result, {x},
+                          [&kernels, d, last, inverse, saved_x = autograd::Saved(dense), saved_y = autograd::Saved(y)](
+                              const Tensor& grad, autograd::InputGradients& in) {
+                            const Tensor turned_grad = to_dense(
+                                last ? grad : grad.view_permute(std::span<const int>(inverse.data(), static_cast<size_t>(grad.rank()))));
+                            const Tensor g = turned_grad.view_reshape({turned_grad.numel()});
+                            const Tensor& kept = saved_x.get();
+                            if (last) {
+                              in.into(0, [&](Tensor& out, bool accumulate) {
+                                Tensor rows_out = view_rows(out);
+                                kernels.logsumexp_backward(g, view_rows(kept), saved_y.get(), rows_out, accumulate);
+                              });
+                              return;
+                            }
+                            if (!in.wants(0)) return;
+                            Tensor dx = Tensor::empty(kept.shape(), kept.dtype(), "logsumexp gradient");
+                            Tensor rows_out = view_rows(dx);
+                            kernels.logsumexp_backward(g, view_rows(kept), saved_y.get(), rows_out, false);
+                            in.add(0, dx.view_transpose(d, -1));
+                          });
 }
 
 }  // namespace rz::ops

@@ -91,6 +91,25 @@ TEST(DTypes, SixteenBitFloatsRoundToNearestEven) {
   EXPECT_THAT([] { parse_dtype("float32"); }, ThrowsMessage<ConfigError>(HasSubstr("f32")));
 }
 
+// The conversion for compilers without a half type against the compiler's own, for every half and for the rounding between.
+#ifdef __FLT16_MANT_DIG__
+TEST(DTypes, SoftwareHalvesEqualTheCompilers) {
+  for (uint32_t bits = 0; bits < 65536; ++bits) {
+    f16 h;
+    h.bits = static_cast<uint16_t>(bits);
+    const float value = h;
+    const float software = detail::half_to_float(h.bits);
+    if (std::isnan(value)) {
+      ASSERT_TRUE(std::isnan(software)) << bits;
+      continue;
+    }
+    ASSERT_EQ(std::bit_cast<uint32_t>(software), std::bit_cast<uint32_t>(value)) << bits;
+    for (const float near : {value, std::nextafter(value, 1e9f), value * (1 + 0x1.0p-11f), value * (1 + 0x1.8p-11f), value * (1 - 0x1.0p-12f)})
+      ASSERT_EQ(detail::float_to_half(near), f16(near).bits) << near;
+  }
+}
+#endif
+
 TEST(Tensor, ConvertsValues) {
   EXPECT_THAT(Tensor::full({3}, 2.5, DType::bf16).to_vector<double>(), ElementsAre(2.5, 2.5, 2.5));
   EXPECT_EQ(Tensor::scalar(3, DType::i64).item(), 3.0);

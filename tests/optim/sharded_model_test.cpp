@@ -4,6 +4,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <map>
+
 #include "runtime/autograd/engine.h"
 #include "runtime/core/rank_context.h"
 #include "runtime/ops/elementwise.h"
@@ -101,6 +103,40 @@ TEST(Sharding, LlamaAndGptConfigurationsAgreeAcrossStages) {
     s.stage = stage;
     EXPECT_EQ(train_gpt(s, c)[0], reference[0]) << "stage " << stage;
   }
+}
+
+TEST(Sharding, RecomputationChangesNoBitAndSavesActivations) {
+  const auto peak_activations = [](models::Recompute recompute, int stage, Trace& trace) {
+    models::TransformerConfig c = tiny_gpt();
+    c.layers = 6;
+    c.dropout = 0.1;
+    c.recompute = recompute;
+    RunSettings s;
+    s.ranks = 3;
+    s.stage = stage;
+    int64_t peak = 0;
+    testing::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
+      models::Transformer gpt(c);
+      const Trace own = train_on(comm, gpt, s, [&](auto... a) { return gpt_loss(gpt, s, a...); });
+      if (comm.rank() != 0) return;
+      trace = own;
+      peak = RankContext::current()->memory().peak().by_category[static_cast<size_t>(Category::activation)];
+    });
+    return peak;
+  };
+  Trace reference;
+  const int64_t all = peak_activations(models::Recompute::none, 0, reference);
+  std::map<models::Recompute, int64_t> peaks;
+  for (const auto recompute : {models::Recompute::selective, models::Recompute::full, models::Recompute::sqrt}) {
+    for (const int stage : {0, 2, 3}) {
+      Trace trace;
+      peaks[recompute] = peak_activations(recompute, stage, trace);
+      EXPECT_EQ(trace, reference) << "recompute " << static_cast<int>(recompute) << " stage " << stage;
+    }
+  }
+  EXPECT_LT(peaks[models::Recompute::selective], all);
+  EXPECT_LT(peaks[models::Recompute::full], all / 2);
+  EXPECT_LT(peaks[models::Recompute::sqrt], all * 2 / 3);
 }
 
 TEST(Sharding, LossesAgreeAcrossRankCounts) {

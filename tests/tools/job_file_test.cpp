@@ -178,7 +178,6 @@ TEST(JobFile, ImpossibleValuesNamePlaceAndRange) {
       {"optimizer { sgd { nesterov: true } }", "j.txt:3:19: optimizer.sgd.nesterov is true, but optimizer.sgd.momentum is 0"},
       {"optimizer { sgd { weight_decay: -1 } }", "j.txt:3:19: optimizer.sgd.weight_decay is -1"},
       {"schedule { learning_rate: -1e-3 }", "j.txt:3:12: schedule.learning_rate is -0.001"},
-      {"schedule { warmup_steps: 2000 }", "j.txt:3:12: schedule.warmup_steps is 2000; valid: an integer from 0 to training.steps, 1000"},
       {"schedule { kind: 3 }", "j.txt:3:18: schedule.kind: unknown value 3; valid: one of CONSTANT, LINEAR, COSINE"},
       {"sharding { stage: 4 }", "j.txt:3:12: sharding.stage is 4; valid: an integer in [0, 3]"},
       {"sharding { stage: -1 }", "j.txt:3:12: sharding.stage is -1"},

@@ -14,12 +14,13 @@ bool last_is_dense(const Tensor& t) { return t.size(-1) <= 1 || t.stride(-1) == 
 AttentionSizes checked_sizes(const AttentionCall& call, const Tensor& q, const Tensor& k, const Tensor& v) {
   for (const Tensor* t : {&q, &k, &v})
     RZ_CHECK(t->rank() == 4 && last_is_dense(*t) && t->dtype() == q.dtype(),
-             "attention: q {}, k {} and v {} must have four dimensions, one type, and a contiguous last dimension", q.str(), k.str(), v.str());
+             "attention: q {}, k {} and v {} must have four dimensions, one type, and a contiguous last dimension", q.str(), k.str(),
+             v.str());
   const AttentionSizes s{q.size(0), q.size(1), k.size(1), q.size(2), k.size(2), q.size(3)};
   RZ_CHECK(k.shape() == v.shape() && k.size(0) == s.batch && k.size(3) == s.width && s.width > 0,
            "attention: q {}, k {} and v {} do not fit: [B, H, T, D], [B, Hkv, S, D] and [B, Hkv, S, D]", q.str(), k.str(), v.str());
-  RZ_CHECK(s.kv_heads > 0 && s.heads % s.kv_heads == 0, "attention: {} query heads of q {} are not a multiple of {} key/value heads of k {}",
-           s.heads, q.str(), s.kv_heads, k.str());
+  RZ_CHECK(s.kv_heads > 0 && s.heads % s.kv_heads == 0,
+           "attention: {} query heads of q {} are not a multiple of {} key/value heads of k {}", s.heads, q.str(), s.kv_heads, k.str());
   if (call.rope.defined())
     RZ_CHECK(s.queries == s.keys, "attention: rotary positions need as many queries as keys, not q {} with k {}", q.str(), k.str());
   return s;
@@ -30,8 +31,8 @@ void check_table(const Tensor& table, int64_t width, int64_t offset, int64_t tok
   RZ_CHECK(table.rank() == 2 && table.is_contiguous() && table.size(1) == width && width % 2 == 0,
            "rope: a table {} does not fit the head width of {}", table.str(), x.str());
   RZ_CHECK(table.dtype() == dtype_of<C>, "rope: a table {} does not have the compute type of {}", table.str(), x.str());
-  RZ_CHECK(offset >= 0 && offset + tokens <= table.size(0), "rope: positions [{}, {}) of {} are outside the table {}", offset, offset + tokens,
-           x.str(), table.str());
+  RZ_CHECK(offset >= 0 && offset + tokens <= table.size(0), "rope: positions [{}, {}) of {} are outside the table {}", offset,
+           offset + tokens, x.str(), table.str());
 }
 
 class CpuAttentionKernels final : public AttentionKernels {
@@ -80,25 +81,26 @@ class CpuAttentionKernels final : public AttentionKernels {
       T* to = y.data<T>();
       const C* angles = table.data<C>() + offset * 2 * half;
       const C sign = inverse ? C(-1) : C(1);
-      parallel_for(x.size(0) * tokens, std::max<int64_t>(1, 8192 / std::max<int64_t>(1, heads * half * 2)), [&](int64_t begin, int64_t end) {
-        for (int64_t bt = begin; bt < end; ++bt) {
-          const int64_t batch = bt / tokens;
-          const int64_t token = bt % tokens;
-          const C* cosine = angles + token * 2 * half;
-          for (int64_t h = 0; h < heads; ++h) {
-            const T* __restrict in = from + batch * x.stride(0) + token * x.stride(1) + h * x.stride(2);
-            T* __restrict out = to + batch * y.stride(0) + token * y.stride(1) + h * y.stride(2);
-            for (int64_t i = 0; i < half; ++i) {
-              const C c = cosine[i];
-              const C s = sign * cosine[half + i];
-              const C low = static_cast<C>(in[i]) * c - static_cast<C>(in[half + i]) * s;
-              const C high = static_cast<C>(in[half + i]) * c + static_cast<C>(in[i]) * s;
-              out[i] = static_cast<T>(accumulate ? static_cast<C>(out[i]) + low : low);
-              out[half + i] = static_cast<T>(accumulate ? static_cast<C>(out[half + i]) + high : high);
-            }
-          }
-        }
-      });
+      parallel_for(x.size(0) * tokens, std::max<int64_t>(1, 8192 / std::max<int64_t>(1, heads * half * 2)),
+                   [&](int64_t begin, int64_t end) {
+                     for (int64_t bt = begin; bt < end; ++bt) {
+                       const int64_t batch = bt / tokens;
+                       const int64_t token = bt % tokens;
+                       const C* cosine = angles + token * 2 * half;
+                       for (int64_t h = 0; h < heads; ++h) {
+                         const T* __restrict in = from + batch * x.stride(0) + token * x.stride(1) + h * x.stride(2);
+                         T* __restrict out = to + batch * y.stride(0) + token * y.stride(1) + h * y.stride(2);
+                         for (int64_t i = 0; i < half; ++i) {
+                           const C c = cosine[i];
+                           const C s = sign * cosine[half + i];
+                           const C low = static_cast<C>(in[i]) * c - static_cast<C>(in[half + i]) * s;
+                           const C high = static_cast<C>(in[half + i]) * c + static_cast<C>(in[i]) * s;
+                           out[i] = static_cast<T>(accumulate ? static_cast<C>(out[i]) + low : low);
+                           out[half + i] = static_cast<T>(accumulate ? static_cast<C>(out[half + i]) + high : high);
+                         }
+                       }
+                     }
+                   });
     });
   }
 };

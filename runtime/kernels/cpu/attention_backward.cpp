@@ -27,7 +27,10 @@ class BackwardWorker {
   using C = compute_t<T>;
 
   BackwardWorker(const AttentionCall& call, const AttentionSizes& sizes, std::byte* workspace)
-      : call_(call), s_(sizes), padded_(round_up(sizes.width, kWidth<C>)), key_count_(round_up(sizes.keys, kPanel<C>)),
+      : call_(call),
+        s_(sizes),
+        padded_(round_up(sizes.width, kWidth<C>)),
+        key_count_(round_up(sizes.keys, kPanel<C>)),
         rotation_(call, sizes.width) {
     Arena arena(workspace);
     for (C** part : {&key_rows_, &key_panels_, &value_panels_, &dk_, &dv_}) *part = arena.take<C>(key_count_ * padded_);
@@ -81,19 +84,23 @@ class BackwardWorker {
     };
     const auto row_block = [&](int64_t m, int64_t count) { return TileRange{0, s_.width, seen(m + count - 1)}; };
     const int64_t panel = kPanel<C> * padded_;
-    tile_product<false>(rows, s_.width, queries_, padded_, TileMatrix<C>{key_panels_ + key * padded_, kPanel<C>, panel}, p_, kKeyTile, false,
-                        row_block);
-    tile_product<false>(rows, s_.width, grads_, padded_, TileMatrix<C>{value_panels_ + key * padded_, kPanel<C>, panel}, ds_, kKeyTile, false,
-                        row_block);
+    tile_product<false>(rows, s_.width, queries_, padded_, TileMatrix<C>{key_panels_ + key * padded_, kPanel<C>, panel}, p_, kKeyTile,
+                        false, row_block);
+    tile_product<false>(rows, s_.width, grads_, padded_, TileMatrix<C>{value_panels_ + key * padded_, kPanel<C>, panel}, ds_, kKeyTile,
+                        false, row_block);
     for (int64_t r = 0; r < rows; ++r) differentiate(r, seen(r), lse[r]);
     const auto key_block = [&](int64_t j, int64_t) { return TileRange{first_row(j), rows, padded_}; };
     if (t.wants_v)
-      tile_product<true>(keys, rows, p_, kKeyTile, TileMatrix<C>{grads_, padded_, kPanel<C>}, dv_ + key * padded_, padded_, true, key_block);
+      tile_product<true>(keys, rows, p_, kKeyTile, TileMatrix<C>{grads_, padded_, kPanel<C>}, dv_ + key * padded_, padded_, true,
+                         key_block);
     if (t.wants_k)
-      tile_product<true>(keys, rows, ds_, kKeyTile, TileMatrix<C>{queries_, padded_, kPanel<C>}, dk_ + key * padded_, padded_, true, key_block);
+      tile_product<true>(keys, rows, ds_, kKeyTile, TileMatrix<C>{queries_, padded_, kPanel<C>}, dk_ + key * padded_, padded_, true,
+                         key_block);
     if (t.wants_q)
       tile_product<false>(rows, kKeyTile, ds_, kKeyTile, TileMatrix<C>{key_rows_ + key * padded_, padded_, kPanel<C>}, dq_, padded_, true,
-                          [&](int64_t m, int64_t count) { return TileRange{0, seen(m + count - 1), padded_}; });
+                          [&](int64_t m, int64_t count) {
+                            return TileRange{0, seen(m + count - 1), padded_};
+                          });
   }
 
   // Row r of P and dS from scores and dP; 0 beyond the keys it sees, as far as a product may read.
@@ -133,21 +140,22 @@ void attention_backward(const AttentionCall& call, const AttentionSizes& sizes, 
   const int64_t piece_bytes = BackwardWorker<T>(call, sizes, nullptr).used_bytes();
   const Tensor workspace = Tensor::empty({pieces, piece_bytes}, DType::u8, Category::workspace, "attention workspace");
   std::byte* base = workspace.raw_data();
-  BackwardTensors<T> t{Rows<const T>(grad), Rows<const T>(q), Rows<const T>(k), Rows<const T>(v), Rows<const T>(out), {}, {}, {},
-                       lse.data<compute_t<T>>(), dq.defined(), dk.defined(), dv.defined(), accumulate};
+  BackwardTensors<T> t{Rows<const T>(grad),      Rows<const T>(q), Rows<const T>(k), Rows<const T>(v), Rows<const T>(out), {}, {}, {},
+                       lse.data<compute_t<T>>(), dq.defined(),     dk.defined(),     dv.defined(),     accumulate};
   if (t.wants_q) t.dq = Rows<T>(dq);
   if (t.wants_k) t.dk = Rows<T>(dk);
   if (t.wants_v) t.dv = Rows<T>(dv);
   parallel_for(pieces, 1, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
       BackwardWorker<T> worker(call, sizes, base + p * piece_bytes);
-      for (int64_t unit = units * p / pieces; unit < units * (p + 1) / pieces; ++unit) worker.run(unit / sizes.kv_heads, unit % sizes.kv_heads, t);
+      for (int64_t unit = units * p / pieces; unit < units * (p + 1) / pieces; ++unit)
+        worker.run(unit / sizes.kv_heads, unit % sizes.kv_heads, t);
     }
   });
 }
 
-#define RZ_ATTENTION_BACKWARD(T)                                                                                                      \
-  template void attention_backward<T>(const AttentionCall&, const AttentionSizes&, const Tensor&, const Tensor&, const Tensor&,     \
+#define RZ_ATTENTION_BACKWARD(T)                                                                                                \
+  template void attention_backward<T>(const AttentionCall&, const AttentionSizes&, const Tensor&, const Tensor&, const Tensor&, \
                                       const Tensor&, const Tensor&, const Tensor&, Tensor&, Tensor&, Tensor&, bool)
 RZ_ATTENTION_BACKWARD(float);
 RZ_ATTENTION_BACKWARD(double);

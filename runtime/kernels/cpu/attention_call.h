@@ -24,7 +24,8 @@ struct Rows {
   int64_t batch_step = 0, head_step = 0, row_step = 0;
 
   Rows() = default;
-  explicit Rows(const Tensor& t) : data(t.data<std::remove_const_t<T>>()), batch_step(t.stride(0)), head_step(t.stride(1)), row_step(t.stride(2)) {}
+  explicit Rows(const Tensor& t)
+      : data(t.data<std::remove_const_t<T>>()), batch_step(t.stride(0)), head_step(t.stride(1)), row_step(t.stride(2)) {}
   T* at(int64_t batch, int64_t head, int64_t row) const { return data + batch * batch_step + head * head_step + row * row_step; }
 };
 

@@ -74,10 +74,14 @@ class ForwardWorker {
       // Keys of this tile that a row of the tile sees; a block of rows sees what its last row sees.
       const auto seen = [&](int64_t row) { return std::clamp<int64_t>(visible_keys(s_, call_.causal, first + row) - key, 0, kKeyTile); };
       tile_product<false>(rows, s_.width, queries_, padded_, TileMatrix<C>{keys_ + key * padded_, kPanel<C>, kPanel<C> * padded_}, scores_,
-                          kKeyTile, false, [&](int64_t m, int64_t count) { return TileRange{0, s_.width, seen(m + count - 1)}; });
+                          kKeyTile, false, [&](int64_t m, int64_t count) {
+                            return TileRange{0, s_.width, seen(m + count - 1)};
+                          });
       for (int64_t r = 0; r < rows; ++r) fold_scores(r, seen(r));
-      tile_product<false>(rows, kKeyTile, scores_, kKeyTile, TileMatrix<C>{values_ + key * padded_, padded_, kPanel<C>}, output_, padded_, true,
-                          [&](int64_t m, int64_t count) { return TileRange{0, seen(m + count - 1), padded_}; });
+      tile_product<false>(rows, kKeyTile, scores_, kKeyTile, TileMatrix<C>{values_ + key * padded_, padded_, kPanel<C>}, output_, padded_,
+                          true, [&](int64_t m, int64_t count) {
+                            return TileRange{0, seen(m + count - 1), padded_};
+                          });
     }
     for (int64_t r = 0; r < rows; ++r) {
       const C inverse = sum_[r] == C(0) ? C(0) : C(1) / sum_[r];
@@ -122,8 +126,8 @@ class ForwardWorker {
 }  // namespace
 
 template <class T>
-void attention_forward(const AttentionCall& call, const AttentionSizes& sizes, const Tensor& q, const Tensor& k, const Tensor& v, Tensor& out,
-                       Tensor& lse) {
+void attention_forward(const AttentionCall& call, const AttentionSizes& sizes, const Tensor& q, const Tensor& k, const Tensor& v,
+                       Tensor& out, Tensor& lse) {
   using C = compute_t<T>;
   const int64_t units = sizes.batch * sizes.heads * sizes.query_tiles();
   if (units == 0) return;
@@ -143,9 +147,13 @@ void attention_forward(const AttentionCall& call, const AttentionSizes& sizes, c
   });
 }
 
-template void attention_forward<float>(const AttentionCall&, const AttentionSizes&, const Tensor&, const Tensor&, const Tensor&, Tensor&, Tensor&);
-template void attention_forward<double>(const AttentionCall&, const AttentionSizes&, const Tensor&, const Tensor&, const Tensor&, Tensor&, Tensor&);
-template void attention_forward<bf16>(const AttentionCall&, const AttentionSizes&, const Tensor&, const Tensor&, const Tensor&, Tensor&, Tensor&);
-template void attention_forward<f16>(const AttentionCall&, const AttentionSizes&, const Tensor&, const Tensor&, const Tensor&, Tensor&, Tensor&);
+template void attention_forward<float>(const AttentionCall&, const AttentionSizes&, const Tensor&, const Tensor&, const Tensor&, Tensor&,
+                                       Tensor&);
+template void attention_forward<double>(const AttentionCall&, const AttentionSizes&, const Tensor&, const Tensor&, const Tensor&, Tensor&,
+                                        Tensor&);
+template void attention_forward<bf16>(const AttentionCall&, const AttentionSizes&, const Tensor&, const Tensor&, const Tensor&, Tensor&,
+                                      Tensor&);
+template void attention_forward<f16>(const AttentionCall&, const AttentionSizes&, const Tensor&, const Tensor&, const Tensor&, Tensor&,
+                                     Tensor&);
 
 }  // namespace rz::cpu

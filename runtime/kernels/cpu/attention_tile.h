@@ -36,7 +36,7 @@ using Vector = typename VectorOf<C>::type;
 template <class C>
 inline constexpr int64_t kWidth = kVectorBytes / static_cast<int64_t>(sizeof(C));
 template <class C>
-inline constexpr int64_t kPanel = kPanelVectors * kWidth<C>;
+inline constexpr int64_t kPanel = kPanelVectors* kWidth<C>;
 
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
@@ -80,8 +80,7 @@ inline void micro_dispatch(int rows, int vectors, int64_t depth, const C* a, int
       return micro_dispatch<C, kTransposed, kRows, kVectors - 1>(rows, vectors, depth, a, lda, b, ldb, c, ldc, accumulate);
   }
   if constexpr (kRows > 1) {
-    if (rows < kRows)
-      return micro_dispatch<C, kTransposed, kRows - 1, kVectors>(rows, vectors, depth, a, lda, b, ldb, c, ldc, accumulate);
+    if (rows < kRows) return micro_dispatch<C, kTransposed, kRows - 1, kVectors>(rows, vectors, depth, a, lda, b, ldb, c, ldc, accumulate);
   }
   micro_product<C, kRows, kVectors, kTransposed>(depth, a, lda, b, ldb, c, ldc, accumulate);
 }

@@ -42,10 +42,11 @@ class CpuEmbeddingKernels final : public EmbeddingKernels {
     const std::byte* from = weight.raw_data();
     std::byte* to = y.raw_data();
     with_ids(ids, [&](const auto* id) {
-      parallel_for(ids.numel(), std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, weight.size(1))), [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i)
-          std::memcpy(to + static_cast<size_t>(i) * row_bytes, from + static_cast<size_t>(id[i]) * row_bytes, row_bytes);
-      });
+      parallel_for(ids.numel(), std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, weight.size(1))),
+                   [&](int64_t begin, int64_t end) {
+                     for (int64_t i = begin; i < end; ++i)
+                       std::memcpy(to + static_cast<size_t>(i) * row_bytes, from + static_cast<size_t>(id[i]) * row_bytes, row_bytes);
+                   });
     });
   }
 
@@ -74,7 +75,8 @@ class CpuEmbeddingKernels final : public EmbeddingKernels {
       const int64_t grain = std::max<int64_t>(16, kGrainElements / std::max<int64_t>(1, table));
       parallel_for(width, grain, [&](int64_t begin, int64_t end) {
         for (int64_t column = begin; column < end; column += kColumnBlock)
-          add_columns(start, order, table, grad.data<T>(), dweight.data<T>(), width, column, std::min(end, column + kColumnBlock), accumulate);
+          add_columns(start, order, table, grad.data<T>(), dweight.data<T>(), width, column, std::min(end, column + kColumnBlock),
+                      accumulate);
       });
     });
   }

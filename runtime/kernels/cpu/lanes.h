@@ -58,7 +58,8 @@ template <class C, size_t... kLane>
   typedef Index Mask __attribute__((vector_size(64)));
   const auto stage = [&](auto half) {
     constexpr size_t kHalf = decltype(half)::value;
-    if constexpr (kHalf < sizeof...(kLane)) v = combine(v, __builtin_shuffle(v, Mask{static_cast<Index>((kLane + kHalf) % sizeof...(kLane))...}));
+    if constexpr (kHalf < sizeof...(kLane))
+      v = combine(v, __builtin_shuffle(v, Mask{static_cast<Index>((kLane + kHalf) % sizeof...(kLane))...}));
   };
   stage(std::integral_constant<size_t, 8>{});
   stage(std::integral_constant<size_t, 4>{});
@@ -68,11 +69,13 @@ template <class C, size_t... kLane>
 }
 template <class C>
 inline C fold_sum(Lanes<C> v) {
-  return fold_lanes<C>(v, [](Lanes<C> a, Lanes<C> b) { return a + b; }, std::make_index_sequence<static_cast<size_t>(kLanes<C>)>{});
+  return fold_lanes<C>(
+      v, [](Lanes<C> a, Lanes<C> b) { return a + b; }, std::make_index_sequence<static_cast<size_t>(kLanes<C>)>{});
 }
 template <class C>
 inline C fold_max(Lanes<C> v) {
-  return fold_lanes<C>(v, [](Lanes<C> a, Lanes<C> b) { return a > b ? a : b; }, std::make_index_sequence<static_cast<size_t>(kLanes<C>)>{});
+  return fold_lanes<C>(
+      v, [](Lanes<C> a, Lanes<C> b) { return a > b ? a : b; }, std::make_index_sequence<static_cast<size_t>(kLanes<C>)>{});
 }
 
 // Sum over i < n of f(x[i], y[i]); f works on lanes. Pass the same pointer twice for a function of one row.

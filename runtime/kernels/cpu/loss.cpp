@@ -66,8 +66,10 @@ class CpuLossKernels final : public LossKernels {
         T* to = y.data<T>() + r * width;
         const RowStats<C> stats = row_stats(from, width, scratch);
         const C inverse = stats.inverse_sum();
-        if (width <= kSoftmaxBlock) write_row(to, width, false, [&](int64_t i) { return scratch[i] * inverse; });
-        else write_row(to, width, false, [&](int64_t i) { return exp_flushed(static_cast<C>(from[i]) - stats.max) * inverse; });
+        if (width <= kSoftmaxBlock)
+          write_row(to, width, false, [&](int64_t i) { return scratch[i] * inverse; });
+        else
+          write_row(to, width, false, [&](int64_t i) { return exp_flushed(static_cast<C>(from[i]) - stats.max) * inverse; });
       }
     });
   }
@@ -122,8 +124,7 @@ class CpuLossKernels final : public LossKernels {
           continue;
         }
         const C sum = row_sum(g, width);
-        write_row(to, width, accumulate,
-                  [&](int64_t i) { return static_cast<C>(g[i]) - exp_flushed(static_cast<C>(log_p[i])) * sum; });
+        write_row(to, width, accumulate, [&](int64_t i) { return static_cast<C>(g[i]) - exp_flushed(static_cast<C>(log_p[i])) * sum; });
       }
     });
   }
@@ -152,7 +153,8 @@ class CpuLossKernels final : public LossKernels {
         const bool masked = lse == -std::numeric_limits<C>::infinity();
         const C g = masked ? C(0) : static_cast<C>(grad.data<T>()[r]);
         const C origin = masked ? C(0) : lse;
-        write_row(dx.data<T>() + r * width, width, accumulate, [&](int64_t i) { return g * exp_flushed(static_cast<C>(from[i]) - origin); });
+        write_row(dx.data<T>() + r * width, width, accumulate,
+                  [&](int64_t i) { return g * exp_flushed(static_cast<C>(from[i]) - origin); });
       }
     });
   }
@@ -172,8 +174,9 @@ class CpuLossKernels final : public LossKernels {
     }
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t t = target(r);
-      RZ_CHECK(t == ignore_index || (0 <= t && t < width), "cross entropy: target {} at position {} is outside [0, {}) and is not the ignored {}",
-               t, first_row + r, width, ignore_index);
+      RZ_CHECK(t == ignore_index || (0 <= t && t < width),
+               "cross entropy: target {} at position {} is outside [0, {}) and is not the ignored {}", t, first_row + r, width,
+               ignore_index);
       if (t != ignore_index) ++total.count;
     }
     for_rows("cross entropy", logits, [&](auto tag, int64_t begin, int64_t end) {

@@ -135,8 +135,10 @@ class CpuNormKernels final : public NormKernels {
       C* m = mean.defined() ? mean.data<C>() : nullptr;
       parallel_for(x.size(0), std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, width)), [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
-          if (m != nullptr) std::tie(m[i], r[i]) = row.layer_row(from + i * width, to + i * width);
-          else r[i] = row.rms_row(from + i * width, to + i * width);
+          if (m != nullptr)
+            std::tie(m[i], r[i]) = row.layer_row(from + i * width, to + i * width);
+          else
+            r[i] = row.rms_row(from + i * width, to + i * width);
         }
       });
     });
@@ -182,7 +184,8 @@ class CpuNormKernels final : public NormKernels {
   void add_blocks(const Tensor& blocks, Tensor& out, bool accumulate) override {
     const int64_t count = blocks.size(0);
     const int64_t width = blocks.size(1);
-    RZ_CHECK(out.numel() == width && out.is_contiguous() && blocks.is_contiguous(), "norm: block sums {} do not fit {}", blocks.str(), out.str());
+    RZ_CHECK(out.numel() == width && out.is_contiguous() && blocks.is_contiguous(), "norm: block sums {} do not fit {}", blocks.str(),
+             out.str());
     dispatch_floating(out.dtype(), "norm", [&](auto tag) {
       using T = typename decltype(tag)::type;
       dispatch_floating(blocks.dtype(), "norm", [&](auto block_tag) {
@@ -206,7 +209,8 @@ class CpuNormKernels final : public NormKernels {
   template <class C>
   static C* block_data(const Tensor& t, int64_t blocks, int64_t width) {
     if (!t.defined()) return nullptr;
-    RZ_CHECK(t.shape() == (Shape{blocks, width}) && t.is_contiguous(), "norm backward: block sums {} should be [{}, {}]", t.str(), blocks, width);
+    RZ_CHECK(t.shape() == (Shape{blocks, width}) && t.is_contiguous(), "norm backward: block sums {} should be [{}, {}]", t.str(), blocks,
+             width);
     return t.data<C>();
   }
 };

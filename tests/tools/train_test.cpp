@@ -1,0 +1,212 @@
+// Whole training runs on ranks as threads: learning, reproducibility, resuming, run directories, bad input.
+#include "tools/train.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "comm/launch.h"
+#include "runtime/core/random.h"
+#include "tests/support/ranks.h"
+#include "tools/job_file.h"
+#include "tools/sample.h"
+
+namespace rz::tools {
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::HasSubstr;
+
+class Training : public ::testing::Test {
+ protected:
+  Training() {
+    root_ = fs::temp_directory_path() / fmt::format("rz_train_{}_{}", getpid(), ::testing::UnitTest::GetInstance()->current_test_info()->name());
+    fs::remove_all(root_);
+    fs::create_directories(root_);
+    // Words from a small lexicon: enough structure to learn in a hundred steps.
+    const char* words[] = {"and ", "the ", "lord ", "said ", "unto ", "moses ", "\n"};
+    const Random random(1, "text");
+    std::ofstream text(root_ / "text.txt");
+    for (uint64_t i = 0; i < 3000; ++i) text << words[random.below(i, 7)];
+  }
+  ~Training() override { fs::remove_all(root_); }
+
+  ringzero::Job job(const std::vector<std::string>& overrides = {}) const {
+    const std::string text = R"(
+      seed: 5
+      transformer { layers: 2 width: 16 heads: 2 context: 16 dropout: 0.1 }
+      text { path: ")" + (root_ / "text.txt").string() + R"(" }
+      training { steps: 6 batch: 7 threads: 1 evaluate_sequences: 20 }
+      schedule { learning_rate: 1e-2 warmup_steps: 2 }
+    )";
+    return parse_job(text, "test.textproto", overrides);
+  }
+
+  std::string path(const std::string& name) const { return (root_ / name).string(); }
+
+  void run(const ringzero::Job& j, int ranks, const std::string& out, bool resume = false) const {
+    testing::run_on_ranks(ranks, [&](comm::Communicator& comm) { train(j, {path(out), resume, false}, comm); });
+  }
+
+  std::vector<std::string> errors(const ringzero::Job& j, int ranks, const std::string& out, bool resume = false) const {
+    return testing::errors_on_ranks(ranks, {}, [&](comm::Communicator& comm) { train(j, {out, resume, false}, comm); });
+  }
+
+  nlohmann::json summary(const std::string& out) const { return nlohmann::json::parse(std::ifstream(path(out) + "/summary.json")); }
+
+  std::vector<double> losses(const std::string& out) const {
+    std::vector<double> values;
+    std::ifstream in(path(out) + "/metrics.jsonl");
+    for (std::string line; std::getline(in, line);) values.push_back(nlohmann::json::parse(line).at("loss").get<double>());
+    return values;
+  }
+
+  fs::path root_;
+};
+
+TEST_F(Training, LearnsAndSaysWhatItDid) {
+  run(job({"training.steps=120"}), 2, "a");
+  const auto all = losses("a");
+  ASSERT_EQ(all.size(), 120u);
+  EXPECT_LT(all.back(), 0.6 * all.front());
+  const auto s = summary("a");
+  EXPECT_EQ(s.at("ranks"), 2);
+  EXPECT_EQ(s.at("steps"), 120);
+  EXPECT_LT(s.at("val_loss").get<double>(), 0.6 * all.front());
+  EXPECT_EQ(s.at("weights_digest").get<std::string>().size(), 16u);
+  EXPECT_EQ(s.at("per_rank").size(), 2u);
+  for (const auto& rank : s.at("per_rank")) EXPECT_EQ(rank.at("memory").at("unaccounted_bytes"), 0);
+  std::ifstream in(path("a") + "/metrics.jsonl");
+  std::string line;
+  std::getline(in, line);
+  const auto first = nlohmann::json::parse(line);
+  for (const char* key : {"step", "loss", "grad_norm", "lr", "tokens", "step_ms", "tokens_per_s"}) EXPECT_TRUE(first.contains(key)) << key;
+  EXPECT_EQ(first.at("tokens"), 7 * 16);
+}
+
+TEST_F(Training, StagesRanksAndRepetitionAgree) {
+  run(job(), 3, "reference");
+  run(job(), 3, "again");
+  EXPECT_EQ(losses("again"), losses("reference"));
+  for (const char* stage : {"1", "2", "3"}) {
+    run(job({std::string("sharding.stage=") + stage}), 3, std::string("stage") + stage);
+    EXPECT_EQ(summary(std::string("stage") + stage).at("weights_digest"), summary("reference").at("weights_digest")) << stage;
+    EXPECT_EQ(losses(std::string("stage") + stage), losses("reference"));
+    EXPECT_EQ(summary(std::string("stage") + stage).at("val_loss"), summary("reference").at("val_loss"));
+  }
+  for (const int ranks : {1, 2, 5}) {
+    const std::string out = fmt::format("ranks{}", ranks);
+    run(job({"training.check_replicas=true"}), ranks, out);
+    const auto a = losses(out), b = losses("reference");
+    for (size_t i = 0; i < a.size(); ++i) EXPECT_NEAR(a[i], b[i], 1e-5 * b[i]) << ranks << " ranks, step " << i;
+  }
+}
+
+TEST_F(Training, ResumingContinuesBitForBit) {
+  for (const char* stage : {"0", "2", "3"}) {
+    const std::string with_stage = std::string("sharding.stage=") + stage;
+    const std::vector<std::string> common = {with_stage, "training.ema_decay=0.9", "schedule.kind=CONSTANT"};
+    auto whole = common, part = common;
+    whole.push_back("training.steps=6");
+    part.push_back("training.steps=3");
+    run(job(whole), 3, std::string("whole") + stage);
+    run(job(part), 3, std::string("part") + stage);
+    run(job(whole), 3, std::string("part") + stage, true);
+    EXPECT_EQ(losses(std::string("part") + stage), losses(std::string("whole") + stage)) << stage;
+    EXPECT_EQ(summary(std::string("part") + stage).at("weights_digest"), summary(std::string("whole") + stage).at("weights_digest"));
+    EXPECT_EQ(summary(std::string("part") + stage).at("val_loss"), summary(std::string("whole") + stage).at("val_loss"));
+  }
+}
+
+TEST_F(Training, ACheckpointFitsAnyRanksAndStage) {
+  run(job({"training.steps=3"}), 3, "from");
+  const auto digest = summary("from").at("weights_digest");
+  for (const auto& [ranks, stage] : std::vector<std::pair<int, const char*>>{{1, "0"}, {2, "3"}, {5, "1"}}) {
+    const std::string to = fmt::format("to{}", ranks);
+    fs::copy(path("from"), path(to), fs::copy_options::recursive);
+    // Nothing left to do: it loads, evaluates and saves again.
+    run(job({"training.steps=3", std::string("sharding.stage=") + stage}), ranks, to, true);
+    EXPECT_EQ(summary(to).at("weights_digest"), digest);
+  }
+}
+
+TEST_F(Training, ARunCanBeSampled) {
+  run(job({"training.steps=40"}), 2, "a");
+  testing::run_on_ranks(1, [&](comm::Communicator& comm) {
+    SampleOptions options;
+    options.run = path("a");
+    options.sample.set_prompt("the ");
+    options.sample.set_tokens(30);
+    ::testing::internal::CaptureStdout();
+    sample_run(options, comm);
+    const std::string text = ::testing::internal::GetCapturedStdout();
+    EXPECT_TRUE(text.starts_with("the "));
+    EXPECT_EQ(text.size(), 4u + 30 + 1);
+  });
+  const auto errors = testing::errors_on_ranks(1, {}, [&](comm::Communicator& comm) {
+    SampleOptions options;
+    options.run = path("a");
+    options.sample.set_prompt("Z");
+    options.sample.set_tokens(3);
+    sample_run(options, comm);
+  });
+  EXPECT_THAT(errors[0], HasSubstr("Z"));
+}
+
+// Bad input is one error on every rank, before anything is written.
+TEST_F(Training, BadInputIsNamedOnEveryRank) {
+  struct Case {
+    std::vector<std::string> overrides;
+    const char* text;
+  };
+  const std::vector<Case> cases = {
+      {{"text.path=/nowhere/text.txt"}, "/nowhere/text.txt"},
+      {{"transformer.context=100000"}, "100000"},
+      {{"training.batch=2"}, "batch of 2"},
+      {{"training.batch=5", "training.accumulate=2"}, "training.batch must be at least 6"},
+      {{"transformer.vocabulary=3"}, "vocabulary 3"},
+  };
+  for (const auto& c : cases) {
+    for (const auto& error : errors(job(c.overrides), 3, path("bad"))) EXPECT_THAT(error, HasSubstr(c.text));
+    EXPECT_FALSE(fs::exists(path("bad"))) << c.text;
+  }
+}
+
+TEST_F(Training, AnUnwritableDirectoryIsNamed) {
+  // A file stands where the directory should be made: nobody can write there, root neither.
+  std::ofstream(root_ / "file") << "x";
+  for (const auto& error : errors(job(), 3, path("file") + "/run")) EXPECT_THAT(error, HasSubstr(path("file")));
+}
+
+TEST_F(Training, AnotherRunIsNotOverwritten) {
+  run(job(), 2, "a");
+  const auto before = losses("a");
+  for (const auto& error : errors(job(), 2, path("a"))) EXPECT_THAT(error, HasSubstr("--resume"));
+  EXPECT_EQ(losses("a"), before);
+}
+
+TEST_F(Training, ResumingNothingOrAnotherModelIsAnError) {
+  for (const auto& error : errors(job(), 2, path("none"), true)) EXPECT_THAT(error, HasSubstr("none"));
+  run(job({"training.steps=2"}), 2, "a");
+  for (const auto& error : errors(job({"transformer.width=32"}), 2, path("a"), true)) EXPECT_THAT(error, HasSubstr("wte.weight"));
+}
+
+TEST_F(Training, RanksWithDifferentJobsAreRefused) {
+  const auto texts = testing::errors_on_ranks(3, {}, [&](comm::Communicator& comm) {
+    train(job({comm.rank() == 1 ? "seed=6" : "seed=5"}), {path("mixed"), false, false}, comm);
+  });
+  for (const auto& error : texts) EXPECT_THAT(error, ::testing::AllOf(HasSubstr("job"), HasSubstr("rank 1")));
+}
+
+TEST_F(Training, ADivergingRunStopsOnEveryRank) {
+  const auto texts = errors(job({"schedule.learning_rate=1e30", "schedule.warmup_steps=0", "training.clip_norm=0", "optimizer.sgd={}", "training.steps=50"}), 3, path("nan"));
+  for (const auto& error : texts) EXPECT_THAT(error, HasSubstr("not both finite"));
+}
+
+}  // namespace
+}  // namespace rz::tools
