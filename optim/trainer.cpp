@@ -13,17 +13,12 @@ Trainer::Trainer(ShardedModel& model, ShardedOptimizer& optimizer, const Schedul
 StepResult Trainer::step(int64_t step, const std::function<MicroLoss(int64_t)>& forward) {
   double loss_sum = 0;
   double count = 0;
-  {
-    PhaseScope phase(Phase::forward);
-    model_.begin_step();
-  }
+  // What is no other phase's is forward's: between its end and backward's begin the activations are held.
+  PhaseScope step_phase(Phase::forward);
+  model_.begin_step();
   for (int64_t m = 0; m < model_.options().accumulation.micro_batches; ++m) {
     model_.begin_micro_batch(m);
-    MicroLoss micro;
-    {
-      PhaseScope phase(Phase::forward);
-      micro = forward(m);
-    }
+    const MicroLoss micro = forward(m);
     model_.backward(micro.loss);
     loss_sum += micro.sum;
     count += static_cast<double>(micro.count);

@@ -4,6 +4,7 @@
 #include <chrono>
 
 #include "comm/dry.h"
+#include "optim/checkpoint/slice_table.h"
 #include "runtime/core/rank_context.h"
 #include "tools/dry_task.h"
 #include "tools/run_summary.h"
@@ -17,9 +18,14 @@ namespace checkpoint = optim::checkpoint;
 
 constexpr int64_t kSteps = 2;  // from the second on all are alike
 
-// What the run's save holds beside the states: the buffer in which it verifies what it wrote.
-void pretend_to_save() {
+// What the run's save holds beside the states: the tables of all ranks' slices, then the buffer in which it verifies what it
+// wrote.
+void pretend_to_save(const Session& session, int ranks) {
   PhaseScope phase(Phase::save);
+  std::vector<checkpoint::SliceRow> rows;
+  for (const auto& slice : session.slices_to_save()) rows.push_back({slice.name, slice.dtype, slice.full_shape, slice.begin, slice.end});
+  const size_t table_bytes = checkpoint::pack_rows(rows).size() * static_cast<size_t>(ranks);
+  Storage::make(table_bytes, Category::workspace, "checkpoint: strings of all ranks");
   const auto buffer = Storage::make(checkpoint::kBufferBytes, Category::workspace, "checkpoint: verification buffer");
 }
 
@@ -45,11 +51,13 @@ Plan make_plan(const ringzero::Job& given, const PlanOptions& options) {
   PhaseScope phase(Phase::init);
   plan.threads = threads_of(job, comm);
   RankContext::current()->set_threads(plan.threads);
-  Session session(job, make_dry_task(job, plan.notes), comm);
+  auto task = make_dry_task(job, plan.notes);
+  check_same_job(job, *task, comm);
+  Session session(job, std::move(task), comm);
   for (int64_t step = 0; step < std::min(kSteps, job.training().steps()); ++step) session.train_step(step);
   if (options.through) {
     session.evaluate();
-    pretend_to_save();
+    pretend_to_save(session, options.ranks);
     session.sharded().weights_digest();
   }
   plan.parameters = session.sharded().payload_elements();

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "optim/checkpoint/agreement.h"
+#include "runtime/core/allocator.h"
 #include "runtime/core/rank_context.h"
 #include "tools/resident.h"
 
@@ -60,6 +61,7 @@ void add_rank_summaries(nlohmann::ordered_json& summary, Session& session, comm:
   own["memory"] = memory_json(optim::read_memory(RankContext::current()->memory()));
   own["memory"]["rss_baseline_bytes"] = baseline_bytes;
   own["memory"]["rss_peak_bytes"] = peak_resident_bytes();
+  own["memory"]["allocator_bytes"] = allocator::stats().mapped_bytes;
   own["wire"] = wire_of_this_rank(session, comm);
   int64_t peak = 0;
   auto per_rank = nlohmann::ordered_json::array();

@@ -7,7 +7,10 @@
 #include "comm/launch.h"
 #include "models/data/batch.h"
 #include "runtime/core/rank_context.h"
+#include "tools/agree.h"
 #include "tools/console.h"
+#include "tools/job_file.h"
+#include "tools/version.h"
 
 namespace rz::tools {
 
@@ -63,6 +66,10 @@ void check_batch(const ringzero::Job& job, int ranks) {
   const int64_t least = ranks * t.accumulate();
   RZ_CONFIG_CHECK(t.batch() >= least, "a batch of {} sequences gives some of {} ranks x {} micro-batches nothing to do; training.batch must be at least {}",
                   t.batch(), ranks, t.accumulate(), least);
+}
+
+void check_same_job(const ringzero::Job& job, const Task& task, comm::Communicator& comm) {
+  check_agreement(comm, {{"program", version_text()}, {"job", effective_text(job)}, {"data", fmt::format("{:016x}", task.data_digest())}});
 }
 
 Session::Session(const ringzero::Job& job, std::unique_ptr<Task> task, comm::Communicator& comm)

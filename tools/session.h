@@ -19,6 +19,9 @@ int threads_of(const ringzero::Job& job, const comm::Communicator& comm);
 // ConfigError when some rank would have nothing to do.
 void check_batch(const ringzero::Job& job, int ranks);
 
+// All ranks run the same program, job and data, or an error says who does not. COLLECTIVE.
+void check_same_job(const ringzero::Job& job, const Task& task, comm::Communicator& comm);
+
 class Session {
  public:
   // Lays out the model and writes initial values. COLLECTIVE.

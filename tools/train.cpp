@@ -10,7 +10,7 @@
 #include <optional>
 #include <thread>
 
-#include "comm/launch.h"
+#include "comm/error.h"
 #include "optim/checkpoint/agreement.h"
 #include "optim/checkpoint/checkpoint.h"
 #include "runtime/core/memory_limit.h"
@@ -76,7 +76,7 @@ class Run {
     check_batch(job_, comm_.size());
     RankContext::current()->set_threads(threads_of(job_, comm_));
     auto task = make_task(job_);
-    check_agreement(comm_, {{"program", version_text()}, {"job", effective_text(job_)}, {"data", fmt::format("{:016x}", task->data_digest())}});
+    check_same_job(job_, *task, comm_);
     return task;
   }
 
@@ -219,7 +219,11 @@ void train(const ringzero::Job& job, const TrainOptions& options, comm::Communic
   try {
     PhaseScope phase(Phase::init);
     Run(job, options, comm).execute();
-  } catch (const MemoryLimitError& e) {
+  } catch (const comm::CommError&) {
+    throw;  // another rank's error: it says the rest
+  } catch (const Error& e) {
+    // By text: what breaks the limit inside a checkpoint comes out as the checkpoint's error.
+    if (std::string(e.what()).find(kMemoryLimitError) == std::string::npos) throw;
     throw Error(e.what() + what_would_fit(job, comm.size(), limit_bytes));
   }
 }

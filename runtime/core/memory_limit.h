@@ -1,13 +1,8 @@
-// The error of a rank that would hold more than MemoryTracker::set_limit_bytes allows: its text is the ledger.
+// How the error begins of a rank that would hold more than MemoryTracker::set_limit_bytes allows; the ledger follows.
 #pragma once
-
-#include "runtime/core/error.h"
 
 namespace rz {
 
-class MemoryLimitError : public Error {
- public:
-  using Error::Error;
-};
+inline constexpr const char* kMemoryLimitError = "memory limit of";
 
 }  // namespace rz

@@ -109,7 +109,9 @@ TEST_P(DryRun, PredictsEveryByteOfEveryPhase) {
   std::tie(s.stage, s.ranks) = GetParam();
   s.steps = 2;
   s.batch = 11;
-  for (const auto& config : {tiny_gpt(), tiny_llama()}) {
+  auto recomputing = tiny_gpt();
+  recomputing.recompute = models::Recompute::full;
+  for (const auto& config : {tiny_gpt(), tiny_llama(), recomputing}) {
     s.bucket_bytes = 0;
     s.accumulation = {};
     s.ema_decay = 0;

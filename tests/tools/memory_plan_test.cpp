@@ -88,6 +88,10 @@ TEST_F(MemoryPlan, PlansAnyModelOnAnyNumberOfRanksAtOnce) {
 }
 
 TEST_F(MemoryPlan, ALimitThatIsTooLowSaysWhoHoldsWhatAndWhatWouldFit) {
+  const auto job = [this](std::vector<std::string> more = {}) {
+    more.insert(more.end(), {"transformer.width=96", "transformer.context=64"});
+    return MemoryPlan::job(more);
+  };
   const int64_t needed = make_plan(job(), {.ranks = 2}).memory.peak.total;
   const int64_t sharded = make_plan(job({"sharding.stage=3"}), {.ranks = 2}).memory.peak.total;
   ASSERT_LT(sharded, needed);
@@ -98,7 +102,7 @@ TEST_F(MemoryPlan, ALimitThatIsTooLowSaysWhoHoldsWhatAndWhatWouldFit) {
   };
   const auto errors = run(low, "low");
   for (const auto& error : errors) EXPECT_NE(error, "");
-  const auto told = std::ranges::find_if(errors, [](const std::string& e) { return e.starts_with("memory limit"); });
+  const auto told = std::ranges::find_if(errors, [](const std::string& e) { return e.starts_with("memory limit of"); });
   ASSERT_NE(told, errors.end()) << errors[0] << "\n" << errors[1];
   for (const char* what : {"in phase ", "largest holders", "optimizer_state", "what would fit", "--stage"}) EXPECT_THAT(*told, HasSubstr(what));
   // Exactly what is needed is enough; a byte less is not.
