@@ -16,6 +16,7 @@ std::vector<std::string> gather_strings(comm::Communicator& comm, std::string_vi
   const auto ranks = static_cast<size_t>(comm.size());
   std::vector<int64_t> lengths(ranks);
   const auto own_length = static_cast<int64_t>(own.size());
+  lengths[static_cast<size_t>(comm.rank())] = own_length;
   comm.all_gather(&own_length, lengths.data(), ranks, DType::i64, {.name = kName}).wait();
   const auto longest = static_cast<size_t>(*std::max_element(lengths.begin(), lengths.end()));
   std::vector<std::string> out(ranks);

@@ -156,12 +156,10 @@ class Heap {
   // Addresses alone, which cost nothing; less where the system limits them.
   void reserve(size_t size) {
     const size_t least = round_up(size, kHugePage) + 2 * kHugePage;
-    size_t bytes = std::max(kArenaBytes, least);
     void* raw = MAP_FAILED;
-    for (; raw == MAP_FAILED && bytes >= least; bytes = bytes / 2 >= least || bytes == least ? bytes / 2 : least) {
-      raw = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-      if (raw != MAP_FAILED) break;
-    }
+    size_t bytes = std::max(kArenaBytes, least);
+    for (; raw == MAP_FAILED && bytes >= least; bytes /= 2)
+      if (raw = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0); raw != MAP_FAILED) break;
     RZ_CHECK(raw != MAP_FAILED, "out of memory: the system refused {} bytes (ringzero holds {} already)", size, stats_.mapped_bytes);
     const auto start = reinterpret_cast<uintptr_t>(raw);
     Arena arena;
