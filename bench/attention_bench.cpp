@@ -5,6 +5,7 @@
 #include "runtime/autograd/engine.h"
 #include "runtime/autograd/grad_mode.h"
 #include "runtime/core/random.h"
+#include "runtime/kernels/cpu/lanes.h"
 #include "runtime/ops/attention.h"
 
 namespace rz {
@@ -50,9 +51,10 @@ void backward(benchmark::State& state) {
 
 // Independent multiply-adds in registers: what no kernel can exceed.
 void peak(benchmark::State& state) {
-  typedef float Vector __attribute__((vector_size(64)));
-  Vector sums[12];
-  for (int i = 0; i < 12; ++i) sums[i] = Vector{} + 1e-3f * static_cast<float>(i);
+  using Vector = cpu::Lanes<float>;
+  constexpr int kSums = 10;
+  Vector sums[kSums];
+  for (int i = 0; i < kSums; ++i) sums[i] = Vector{} + 1e-3f * static_cast<float>(i);
   Vector a = Vector{} + 0.999f;
   Vector b = Vector{} + 1e-6f;
   benchmark::DoNotOptimize(a);
@@ -60,12 +62,13 @@ void peak(benchmark::State& state) {
   constexpr int kRepeats = 10000;
   for (auto _ : state) {
     for (int r = 0; r < kRepeats; ++r)
-#pragma GCC unroll 12
-      for (int i = 0; i < 12; ++i) sums[i] = sums[i] * a + b;
-    for (int i = 0; i < 12; ++i) benchmark::DoNotOptimize(sums[i]);
+#pragma GCC unroll 16
+      for (int i = 0; i < kSums; ++i) sums[i] = sums[i] * a + b;
+    for (int i = 0; i < kSums; ++i) benchmark::DoNotOptimize(sums[i]);
   }
   state.counters["GFLOP/s"] =
-      benchmark::Counter(1e-9 * 12.0 * 16 * 2 * kRepeats * static_cast<double>(state.iterations()), benchmark::Counter::kIsRate);
+      benchmark::Counter(1e-9 * kSums * static_cast<double>(cpu::kLanes<float>) * 2 * kRepeats * static_cast<double>(state.iterations()),
+                         benchmark::Counter::kIsRate);
 }
 
 void shapes(benchmark::internal::Benchmark* b) {

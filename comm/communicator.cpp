@@ -96,12 +96,14 @@ Work Communicator::barrier(CollectiveOptions options) {
   return issue(operation_of<Prepared>(group_, CollectiveKind::barrier, 0, DType::u8, options));
 }
 
-Communicator Communicator::split(int color) {
-  RZ_CHECK(!dry_, "a dry communicator of {} ranks cannot be split", size());
+Communicator Communicator::split(int color, const std::function<int(int)>& color_of) {
+  RZ_CHECK(!dry_ || color_of, "a dry communicator of {} ranks cannot be split without knowing their colours", size());
   const auto n = static_cast<size_t>(size());
   std::vector<int32_t> colors(n);
   colors[static_cast<size_t>(rank())] = color;
   all_gather(&colors[static_cast<size_t>(rank())], colors.data(), n, DType::i32, {.name = "split"}).wait();
+  if (dry_)
+    for (size_t r = 0; r < n; ++r) colors[r] = color_of(static_cast<int>(r));
   auto group = std::make_shared<Group>();
   group->id = group_id(group_->id, group_->splits++, color);
   group->members.clear();
@@ -110,6 +112,7 @@ Communicator Communicator::split(int color) {
     if (static_cast<int>(r) == rank()) group->rank = group->size();
     group->members.push_back(group_->members[r]);
   }
+  if (dry_) return {dry_, std::move(group)};
   progress_->add_group(group);
   return Communicator(progress_, std::move(group));
 }

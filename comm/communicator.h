@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -65,7 +66,8 @@ class Communicator {
 
   // The communicator of the ranks that gave the same colour, numbered in the order of this group. It shares this rank's
   // progress thread and queue. COLLECTIVE over this group; blocks. Throws CommError.
-  Communicator split(int color);
+  // `color_of`, where given, is every rank's colour: what a dry communicator, alone, must know.
+  Communicator split(int color, const std::function<int(int rank)>& color_of = {});
 
   // This rank's bytes and messages so far, over all groups.
   WireStats wire_stats() const;

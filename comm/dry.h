@@ -33,7 +33,7 @@ class Dry {
 };
 
 // Rank `rank` of `size`, which may be any number. `segment_bytes` 0 = the default, as in LaunchOptions. Call it with the dry
-// RankContext bound. split() on it throws: who has which colour is not known to one rank.
+// RankContext bound. split() on it needs every rank's colour.
 Communicator make_dry_communicator(int rank, int size, size_t segment_bytes = 0);
 
 }  // namespace rz::comm

@@ -33,7 +33,7 @@ class Adam final : public Optimizer {
     step.bias_correction1 = static_cast<float>(1.0 - std::pow(config_.beta1, static_cast<double>(a.step)));
     step.bias_correction2 = static_cast<float>(1.0 - std::pow(config_.beta2, static_cast<double>(a.step)));
     step.gradient_scale = static_cast<float>(a.gradient_scale);
-    backend(weight.device()).optimizer->adam(step, weight, gradient, state.at(0), state.at(1));
+    backend(weight.device()).optimizer->adam(step, weight, gradient, state.at(0), state.at(1), a.rounded);
   }
 
  private:
@@ -59,7 +59,7 @@ class Sgd final : public Optimizer {
     step.nesterov = config_.nesterov;
     step.gradient_scale = static_cast<float>(a.gradient_scale);
     Tensor none;
-    backend(weight.device()).optimizer->sgd(step, weight, gradient, state.empty() ? none : state.at(0));
+    backend(weight.device()).optimizer->sgd(step, weight, gradient, state.empty() ? none : state.at(0), a.rounded);
   }
 
  private:

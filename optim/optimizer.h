@@ -16,6 +16,7 @@ struct UpdateArguments {
   double learning_rate = 0;
   double gradient_scale = 1;   // multiplies the gradient first (clipping, loss scale)
   bool decay = true;           // weight decay applies to this range
+  Tensor rounded{};            // 16-bit training: the 16-bit weights, written in the same pass from the updated float32 ones
 };
 
 class Optimizer {
@@ -24,7 +25,8 @@ class Optimizer {
   virtual const char* name() const = 0;
   // Names of the state tensors, each float32 of the weights' shape, starting at zero.
   virtual std::vector<std::string> state_names() const = 0;
-  // Updates weight and state in place. All flat, float32, of one length; `state` in the order of state_names().
+  // Updates weight and state in place, and arguments.rounded. All flat, of one length; weight and state float32, the gradient f32,
+  // bf16 or f16; `state` in the order of state_names().
   virtual void update(const UpdateArguments& arguments, Tensor& weight, const Tensor& gradient, std::vector<Tensor>& state) const = 0;
 };
 

@@ -156,6 +156,7 @@ class Validator {
     within("training.accumulate", t.accumulate(), 1, kMaxCount);
     require_match(t.accumulate() <= t.batch(), "training.accumulate", "training.batch",
                   "is {}, more micro-batches than training.batch has sequences, {}", t.accumulate(), t.batch());
+    within("training.micro_batch", t.micro_batch(), 0, kMaxCount);
     within("training.threads", t.threads(), 0, 1024);
     within("training.evaluate_every", t.evaluate_every(), 0, kMaxSteps);
     within("training.evaluate_sequences", t.evaluate_sequences(), 0, kMaxCount);
@@ -163,6 +164,16 @@ class Validator {
     within("training.ema_decay", t.ema_decay(), kBelowOne);
     within("training.save_every", t.save_every(), 0, kMaxSteps);
     within("training.memory_limit_mb", t.memory_limit_mb(), kNotNegative);
+    if (t.precision() == ringzero::Training::F16) loss_scaling(t.loss_scaling());
+  }
+
+  void loss_scaling(const ringzero::LossScaling& s) const {
+    const std::string path = "training.loss_scaling.";
+    within(path + "smallest", s.smallest(), kPositive);
+    within(path + "initial", s.initial(), {.low = s.smallest(), .high = s.largest()});
+    within(path + "growth", s.growth(), {.low = 1, .without_low = true});
+    within(path + "backoff", s.backoff(), {.high = 1, .without_low = true, .without_high = true});
+    within(path + "growth_interval", s.growth_interval(), 1, kMaxSteps);
   }
 
   template <class AdamLike>
@@ -195,6 +206,12 @@ class Validator {
   void sharding() const {
     within("sharding.stage", job_.sharding().stage(), 0, 3);
     within("sharding.bucket_mb", job_.sharding().bucket_mb(), {.high = 1 << 20});
+    const auto reduce = job_.sharding().reduce_dtype();
+    const auto precision = job_.training().precision();
+    require_match(reduce == ringzero::Training::F32 || reduce == precision, "sharding.reduce_dtype", "training.precision",
+                  "is {}, but training.precision is {}; valid: F32 or the same", ringzero::Training::Precision_Name(reduce),
+                  ringzero::Training::Precision_Name(precision));
+    within("sharding.group_size", job_.sharding().group_size(), 0, kMaxCount);
   }
 
   void communication() const {

@@ -23,7 +23,7 @@ constexpr std::array<Color, kCategories> kColors = {{
     {0xc8, 0xb8, 0x9a},  // input
 }};
 
-constexpr double kBar = 34;
+constexpr double kBar = 44;
 constexpr double kGap = 8;
 constexpr double kGroupGap = 34;
 constexpr double kLeft = 74;
@@ -77,7 +77,7 @@ Drawing draw_memory(const std::string& title, const std::vector<MemoryCell>& cel
   const double bars = static_cast<double>(cells.size()) * (kBar + kGap) + static_cast<double>(groups.size()) * kGroupGap;
   const double width = std::max(kLeastWidth, kLeft + bars + kRight);
   Drawing drawing(width, kTop + kPlot + kBottom);
-  drawing.text(kLeft, 24, 15, title, kInk);
+  drawing.text(kLeft, 24, 12, title, kInk);
   draw_legend(drawing, cells, measured);
 
   const double floor = kTop + kPlot;
@@ -98,7 +98,7 @@ Drawing draw_memory(const std::string& title, const std::vector<MemoryCell>& cel
         base -= height;
         if (height > 0) drawing.rectangle(x, base, kBar, height, kColors[c]);
       }
-      drawing.text(x + kBar / 2, base - 5, 9, format_bytes(static_cast<double>(peak.total)), kGrey, Anchor::middle);
+      drawing.text(x + kBar / 2, base - 5, 7, format_bytes(static_cast<double>(peak.total)), kGrey, Anchor::middle);
       if (!cell.measured.empty()) {
         const double mark = floor - height_of(static_cast<double>(cell.fullest_measured().memory.peak.total));
         drawing.rectangle(x - 3, mark - 1, kBar + 6, 2, kInk);

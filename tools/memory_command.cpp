@@ -64,7 +64,7 @@ void run_table(const Flags& flags) {
   std::filesystem::create_directories(out);
   write_file_atomically(out + "/memory.json", json.dump(2) + "\n");
   const Drawing drawing =
-      draw_memory(fmt::format("{}: {} parameters, memory of a rank by ZeRO stage", job.name(), format_count(cells.front().parameters)), cells);
+      draw_memory(fmt::format("{}: {} parameters, memory of a rank by stage", job.name(), format_count(cells.front().parameters)), cells);
   write_file_atomically(out + "/memory.svg", drawing.svg());
   write_file_atomically(out + "/memory.png", drawing.png());
   if (flags.json) {
@@ -90,9 +90,8 @@ void run_fit(const Flags& flags) {
   json["limit_bytes"] = limit;
   std::string text;
   for (const int ranks : flags.ranks) {
-    text += fmt::format("largest GPT that trains in {} per rank on {} ranks ({} of width 64 a block, context {}, batch {})\n",
-                        format_bytes(static_cast<double>(limit)), ranks, "as many blocks as its width holds parts", job.transformer().context(),
-                        job.training().batch());
+    text += fmt::format("largest GPT that trains in {} per rank on {} ranks (a block for every 64 of width, context {}, batch {})\n",
+                        format_bytes(static_cast<double>(limit)), ranks, job.transformer().context(), job.training().batch());
     text += fmt::format("{:>5}{:>14}{:>8}{:>8}{:>14}{:>14}{:>10}{:>16}{:>10}{:>9}{:>8}{}\n", "stage", "parameters", "width", "layers", "peak", "states",
                         "states/P", "closed form", "", "x st. 0", "form x", flags.measure ? "    measured" : "");
     double first = 0;

@@ -6,6 +6,7 @@
 
 #include "comm/launch.h"
 #include "models/data/batch.h"
+#include "optim/shard/micro_batches.h"
 #include "runtime/core/rank_context.h"
 #include "tools/agree.h"
 #include "tools/console.h"
@@ -44,11 +45,45 @@ optim::Schedule make_schedule(const ringzero::Schedule& m, int64_t steps) {
   return s;
 }
 
-optim::ShardingOptions sharding_options(const ringzero::Job& job) {
+DType dtype_of_precision(ringzero::Training::Precision precision) {
+  switch (precision) {
+    case ringzero::Training::BF16: return DType::bf16;
+    case ringzero::Training::F16: return DType::f16;
+    case ringzero::Training::F32: break;
+  }
+  return DType::f32;
+}
+
+optim::LossScaling loss_scaling(const ringzero::Training& t) {
+  const auto& m = t.loss_scaling();
+  optim::LossScaling s;
+  s.enabled = t.precision() == ringzero::Training::F16;
+  s.initial = m.initial();
+  s.growth = m.growth();
+  s.backoff = m.backoff();
+  s.growth_interval = m.growth_interval();
+  s.smallest = m.smallest();
+  s.largest = m.largest();
+  return s;
+}
+
+bool sums_exactly(const ringzero::Job& job) { return job.sharding().reduction() == ringzero::Sharding::EXACT; }
+
+optim::MicroBatches micro_batches(const ringzero::Job& job) { return {job.training().batch(), std::max<int64_t>(1, job.training().micro_batch())}; }
+
+optim::ShardingOptions sharding_options(const ringzero::Job& job, int ranks) {
   optim::ShardingOptions o;
   o.policy = optim::policy_of_stage(job.sharding().stage());
+  o.precision = {dtype_of_precision(job.training().precision()), dtype_of_precision(job.sharding().reduce_dtype())};
   o.bucket_bytes = static_cast<int64_t>(job.sharding().bucket_mb() * (1 << 20));
   o.accumulation.micro_batches = job.training().accumulate();
+  o.accumulation.reduce_every = job.sharding().reduce_every();
+  if (job.sharding().reduction() == ringzero::Sharding::ORDERED) o.order = comm::Order::ordered;
+  o.group_size = job.sharding().group_size();
+  if (sums_exactly(job)) {
+    o.exact_micro_batches = micro_batches(job).count();
+    o.accumulation.micro_batches = micro_batches(job).rounds(ranks);
+  }
   o.seed = job.seed();
   return o;
 }
@@ -64,7 +99,7 @@ int threads_of(const ringzero::Job& job, const comm::Communicator& comm) {
 void check_batch(const ringzero::Job& job, int ranks) {
   const auto& t = job.training();
   const int64_t least = ranks * t.accumulate();
-  RZ_CONFIG_CHECK(t.batch() >= least, "a batch of {} sequences gives some of {} ranks x {} micro-batches nothing to do; training.batch must be at least {}",
+  RZ_CONFIG_CHECK(sums_exactly(job) || t.batch() >= least, "a batch of {} sequences gives some of {} ranks x {} micro-batches nothing to do; training.batch must be at least {}",
                   t.batch(), ranks, t.accumulate(), least);
 }
 
@@ -76,9 +111,10 @@ Session::Session(const ringzero::Job& job, std::unique_ptr<Task> task, comm::Com
     : job_(job),
       comm_(comm),
       task_(std::move(task)),
-      sharded_(task_->module(), comm, sharding_options(job)),
+      sharded_(task_->module(), comm, sharding_options(job, comm.size())),
       optimizer_(sharded_, make_optimizer(job.optimizer()), job.optimizer().decay_all(), job.training().ema_decay()),
-      trainer_(sharded_, optimizer_, make_schedule(job.schedule(), job.training().steps()), job.training().clip_norm()),
+      trainer_(sharded_, optimizer_, make_schedule(job.schedule(), job.training().steps()), job.training().clip_norm(),
+               loss_scaling(job.training())),
       meter_(sharded_) {}
 
 optim::StepResult Session::train_step(int64_t step) {
@@ -86,6 +122,7 @@ optim::StepResult Session::train_step(int64_t step) {
   const models::SampleRange mine = models::sample_range(t.batch(), comm_.rank(), comm_.size());
   meter_.begin();
   const auto result = trainer_.step(step, [&](int64_t micro) {
+    if (sums_exactly(job_)) return exact_loss(step, micro);
     const models::SampleRange part = models::sample_range(mine.count(), static_cast<int>(micro), static_cast<int>(t.accumulate()));
     return task_->train_loss(step, {mine.begin + part.begin, mine.begin + part.end}, t.batch());
   });
@@ -94,32 +131,46 @@ optim::StepResult Session::train_step(int64_t step) {
   return result;
 }
 
+// This rank's part in a round of the fixed list of micro-batches. A rank that has none left computes one that does not count
+// where others need its shards in the order of a forward and backward; elsewhere it has nothing to do.
+optim::MicroLoss Session::exact_loss(int64_t step, int64_t round) {
+  const optim::MicroBatches list = micro_batches(job_);
+  const auto index = list.at(round, comm_.rank(), comm_.size());
+  if (!index && !sharded_.options().policy.parameters) return {.counts = false};
+  const optim::Range samples = list.samples(index.value_or(0));
+  optim::MicroLoss micro = task_->train_loss(step, {samples.begin, samples.end}, job_.training().batch());
+  micro.counts = index.has_value();
+  return micro;
+}
+
 double Session::evaluate() {
   PhaseScope phase(Phase::evaluate);
   if (optimizer_.has_average()) optimizer_.swap_average();
   int64_t samples = task_->evaluation_samples();
   if (job_.training().evaluate_sequences() > 0) samples = std::min(samples, job_.training().evaluate_sequences());
   sharded_.begin_step();
-  const auto mine = models::sample_range(samples, comm_.rank(), comm_.size());
-  const int64_t largest_share = models::sample_range(samples, 0, comm_.size()).count();
-  const int64_t at_once = std::max<int64_t>(1, kTokensAtOnce / task_->items_per_sample());
-  EvaluationSum sum;
+  // A fixed list of forwards, dealt round, and sums that do not depend on who did which: the loss of given weights does not
+  // depend on the number of ranks.
+  const optim::MicroBatches list(samples, std::max<int64_t>(1, kTokensAtOnce / task_->items_per_sample()));
+  optim::FixedSum loss;
+  int64_t items = 0;
   // In lockstep: with sharded parameters every forward is collective, so all ranks run as many.
-  int64_t forwards = 0;
-  for (int64_t at = 0; at < largest_share; at += at_once) {
-    if (dry_run() && ++forwards > 2) break;
-    const models::SampleRange part{std::min(mine.begin + at, mine.end), std::min(mine.begin + at + at_once, mine.end)};
-    const bool spare = part.count() == 0;  // a smaller share is done: take part with a sample that does not count
-    const EvaluationSum s = task_->evaluate(spare ? models::SampleRange{0, 1} : part);
-    if (spare) continue;
-    sum.loss_sum += s.loss_sum;
-    sum.items += s.items;
+  for (int64_t round = 0; round < list.rounds(comm_.size()); ++round) {
+    if (dry_run() && round == 2) break;
+    const auto index = list.at(round, comm_.rank(), comm_.size());
+    // Who has none left takes part with a sample that does not count.
+    const optim::Range part = index ? list.samples(*index) : optim::Range{0, 1};
+    const EvaluationSum s = task_->evaluate({part.begin, part.end});
+    if (!index) continue;
+    RZ_CHECK(loss.add(s.loss_sum), "the validation loss is not finite");
+    items += s.items;
   }
   sharded_.end_forward_only();
-  std::array<double, 2> global = {sum.loss_sum, static_cast<double>(sum.items)};
-  sharded_.reduce_scalars(global);
+  std::array<Int128, 2> global = {loss.value, items};
+  optim::all_reduce_exactly(comm_, global, "validation loss");
+  loss.value = global[0];
   if (optimizer_.has_average()) optimizer_.swap_average();
-  return global[0] / global[1];
+  return loss.to_double() / static_cast<double>(global[1]);
 }
 
 std::vector<optim::checkpoint::SliceToSave> Session::slices_to_save() const {

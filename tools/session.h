@@ -37,9 +37,12 @@ class Session {
   Task& task() { return *task_; }
   optim::ShardedModel& sharded() { return sharded_; }
   optim::ShardedOptimizer& optimizer() { return optimizer_; }
+  optim::Trainer& trainer() { return trainer_; }
   const optim::StepMeter& meter() const { return meter_; }
 
  private:
+  optim::MicroLoss exact_loss(int64_t step, int64_t round);
+
   const ringzero::Job& job_;
   comm::Communicator& comm_;
   std::unique_ptr<Task> task_;

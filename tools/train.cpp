@@ -86,9 +86,13 @@ class Run {
     const std::string saved = RunDirectory::checkpoint_path(path_);
     if (options_.resume) {
       std::vector<checkpoint::SliceToLoad> slices;
-      for (const auto& s : session_.optimizer().slices_to_load()) slices.push_back({s.name, DType::f32, s.full_shape, s.begin, s.end, s.data});
+      const auto kept = session_.optimizer().slices_to_load();
+      for (const auto& s : kept) slices.push_back({s.name, DType::f32, s.full_shape, s.begin, s.end, s.data});
       const auto info = checkpoint::load(files, saved, std::nullopt, slices, comm_);
+      session_.optimizer().finish_load(kept);
+      restore_loss_scaler(info);
       first_step_ = info.step;
+      if (session_.sharded().exact() != nullptr) session_.sharded().exact()->set_state(info.counters);
       RZ_CONFIG_CHECK(info.seed == job_.seed(), "{} was trained with seed {}, the job says {}", saved, info.seed, job_.seed());
       RZ_CONFIG_CHECK(first_step_ <= job_.training().steps(), "{} has done {} steps already, the job asks for {}", saved, first_step_, job_.training().steps());
       if (speaker_)
@@ -110,6 +114,17 @@ class Run {
     progress_.emplace(first_step_, t.steps(), detect_terminal());
   }
 
+  void restore_loss_scaler(const checkpoint::CheckpointInfo& info) {
+    optim::LossScalerState state = session_.trainer().loss_scaler().state();
+    if (const auto scale = info.scalars.find("loss_scale"); scale != info.scalars.end()) state.scale = scale->second;
+    const auto read = [&](const char* name, int64_t& value) {
+      if (const auto found = info.counters.find(name); found != info.counters.end()) value = found->second;
+    };
+    read("steps_at_loss_scale", state.good_steps);
+    read("skipped_steps", state.skipped_steps);
+    session_.trainer().loss_scaler().restore(state);
+  }
+
   void train_step(int64_t step) {
     const auto start = Clock::now();
     last_ = session_.train_step(step);
@@ -129,6 +144,11 @@ class Run {
     line["tokens"] = last_.items;
     line["step_ms"] = step_seconds_ * 1e3;
     line["tokens_per_s"] = static_cast<double>(last_.items) / step_seconds_;
+    if (scales_loss()) {
+      line["loss_scale"] = last_.loss_scale;
+      line["skipped"] = session_.trainer().loss_scaler().skipped_steps();  // so far
+    }
+    if (last_.repeats > 0) line["repeats"] = last_.repeats;
     if (evaluated) line["val_loss"] = validation_loss_;
     directory_->append_metrics(line);
     curve_.push_back({done, last_.loss});
@@ -145,6 +165,14 @@ class Run {
     info.seed = job_.seed();
     info.data_cursor = static_cast<uint64_t>(done * job_.training().batch());
     info.job_text = effective_text(job_);
+    const optim::LossScalerState& scaler = session_.trainer().loss_scaler().state();
+    if (session_.sharded().exact() != nullptr) info.counters = session_.sharded().exact()->state();
+    if (scales_loss()) {
+      info.scalars["loss_scale"] = scaler.scale;
+      info.counters["steps_at_loss_scale"] = scaler.good_steps;
+    }
+    // Kept in any precision: the optimizer counts the updates made.
+    info.counters["skipped_steps"] = scaler.skipped_steps;
     const auto slices = session_.slices_to_save();
     const auto result = checkpoint::save(checkpoint::real_file_system(), RunDirectory::checkpoint_path(path_), info, slices, comm_);
     if (speaker_)
@@ -157,6 +185,13 @@ class Run {
     summary["ranks"] = comm_.size();
     summary["threads"] = thread_count();
     summary["stage"] = job_.sharding().stage();
+    summary["precision"] = name(session_.sharded().options().precision.weights);
+    if (scales_loss()) {
+      summary["loss_scale"] = session_.trainer().loss_scaler().scale();
+      summary["skipped_steps"] = session_.trainer().loss_scaler().skipped_steps();
+    }
+    summary["reduction"] = ringzero::Sharding::Reduction_Name(job_.sharding().reduction());
+    summary["group_size"] = job_.sharding().group_size();
     summary["steps"] = job_.training().steps();
     summary["final_loss"] = last_.loss;
     summary["val_loss"] = validation_loss_;
@@ -179,6 +214,8 @@ class Run {
                format_quantity(summary["tokens_per_s"].get<double>()), summary["weights_digest"].get<std::string>(),
                format_quantity(summary["peak_bytes"].get<double>()), path_);
   }
+
+  bool scales_loss() const { return job_.training().precision() == ringzero::Training::F16; }
 
   std::string generate_sample() {
     auto* language = dynamic_cast<LanguageTask*>(&session_.task());

@@ -55,7 +55,7 @@ std::vector<BucketPlan> plan_buckets(nn::Module& model, int64_t bucket_bytes) {
     std::string last_unit;
     for (const Piece& piece : ordered) {
       if (piece.parameter->trainable != trainable) continue;
-      const int64_t more = piece.parameter->numel() * static_cast<int64_t>(size_bytes(DType::f32));
+      const int64_t more = piece.parameter->numel() * static_cast<int64_t>(size_bytes(piece.parameter->value.dtype()));
       const bool fresh = buckets.size() == first || buckets.back().outermost != piece.outermost ||
                          (bucket_bytes == 0 ? piece.unit != last_unit : bytes + more > bucket_bytes);
       if (fresh) {

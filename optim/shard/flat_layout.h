@@ -1,6 +1,6 @@
 // Where the parameters of a bucket lie in its flat buffers (decision D8), and how parameters are dealt into buckets.
 //
-// * A layout depends on the model, the number of ranks and the bucket size alone: never on the stage.
+// * A layout depends on the model (with its element type), the number of ranks and the bucket size alone: never on the stage.
 // * Each parameter starts at a multiple of kAlignElements, and each shard is a multiple of it too; what lies between is
 //   padding, always zero. Shard r of N is [r, r+1) * padded / N, the same boundaries as the ring's chunks.
 // Pure data, no memory: the plan of a model can be made without allocating it.
@@ -14,7 +14,7 @@
 
 namespace rz::optim {
 
-inline constexpr int64_t kAlignElements = 16;  // 64 bytes of float32
+inline constexpr int64_t kAlignElements = 16;  // 64 bytes of float32, 32 of the 16-bit types
 
 // Elements [begin, end) of a flat buffer.
 struct Range {

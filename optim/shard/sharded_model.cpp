@@ -3,10 +3,12 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
 #include <map>
 #include <set>
 
-#include "comm/traffic.h"
 #include "runtime/autograd/engine.h"
 #include "runtime/autograd/grad_mode.h"
 #include "runtime/autograd/node.h"
@@ -15,13 +17,19 @@
 namespace rz::optim {
 
 ShardedModel::ShardedModel(nn::Module& model, comm::Communicator& comm, const ShardingOptions& options)
-    : model_(model), comm_(comm), options_(options) {
+    : model_(model), comm_(comm), groups_(comm, options.group_size), options_(options) {
   RZ_CHECK(options.accumulation.micro_batches >= 1, "{} micro-batches", options.accumulation.micro_batches);
   RZ_CHECK(options.prefetch >= 0 && options.reductions_in_flight >= 1, "prefetch {} and {} reductions in flight", options.prefetch,
            options.reductions_in_flight);
+  options.precision.check();
+  RZ_CONFIG_CHECK(options.exact_micro_batches == 0 || !options.precision.mixed(), "exact sums need float32 training, not {}",
+                  name(options.precision.weights));
+  model.set_dtype(options.precision.weights);
+  if (options.exact_micro_batches > 0) exact_ = std::make_unique<GradientGrids>(model.parameters(), options.exact_micro_batches);
   for (BucketPlan& plan : plan_buckets(model, options.bucket_bytes)) {
     const bool trainable = plan.trainable;
-    units_.push_back(std::make_unique<ShardedUnit>(std::move(plan), options.policy, options.accumulation, options.order, comm));
+    units_.push_back(std::make_unique<ShardedUnit>(std::move(plan), options.policy, options.precision, options.accumulation, options.order,
+                                                   groups_, exact_.get()));
     units_.back()->initialize(options.seed);
     const auto& entries = units_.back()->layout().entries();
     for (size_t e = 0; e < entries.size(); ++e) {
@@ -58,6 +66,7 @@ void ShardedModel::map_units() {
 
 void ShardedModel::begin_step() {
   micro_batch_ = 0;
+  if (exact_) exact_->begin_attempt();
   for (auto& unit : units_)
     if (unit->outermost()) unit->gather();
 }
@@ -105,6 +114,7 @@ void ShardedModel::ready(autograd::AutogradMeta& leaf) {
   ShardedUnit& unit = *units_[place.unit];
   if (!unit.entry_ready(place.entry)) return;
   if (!unit.outermost()) unit.release();
+  unit.fold(counts_);
   if (reduces_now()) launch_ready_reductions(false);
 }
 
@@ -115,22 +125,31 @@ void ShardedModel::launch_ready_reductions(bool all) {
     unit.start_reduce();
     ++reduce_cursor_;
     // Transient buffers: the oldest is waited for here, at a place that does not depend on timing.
-    while (options_.policy.gradients && reduce_cursor_ - finished_cursor_ > static_cast<size_t>(options_.reductions_in_flight))
+    while (unit.reduction_is_transient() && reduce_cursor_ - finished_cursor_ > static_cast<size_t>(options_.reductions_in_flight))
       units_[reduce_order_[finished_cursor_++]]->finish_reduce();
   }
 }
 
-void ShardedModel::backward(const Tensor& loss) {
+void ShardedModel::backward(const Tensor& loss, double scale, bool counts) {
+  RZ_CHECK(loss.defined() || (exact_ && !options_.policy.parameters), "a micro-batch without a loss");
+  RZ_CHECK(counts || exact_, "a micro-batch that does not count, outside exact mode");
+  counts_ = counts;
   reduce_cursor_ = 0;
   finished_cursor_ = 0;
-  {
+  if (loss.defined()) {
     PhaseScope phase(Phase::backward);
     autograd::BackwardOptions backward_options;
     backward_options.sink = this;
+    // The loss is scaled where backward starts: no gradient is ever smaller than its scaled value.
+    if (scale != 1) {
+      CategoryScope category(Category::activation_gradient);
+      backward_options.grad = Tensor::full(loss.shape(), scale, loss.dtype(), "loss scale");
+    }
     autograd::backward(loss, backward_options);
   }
   {
     PhaseScope phase(Phase::reduce);
+    for (auto& unit : units_) unit->fold(counts_);  // those that not all of their parameters' gradients reached
     if (reduces_now()) {
       launch_ready_reductions(true);
       while (finished_cursor_ < reduce_order_.size()) units_[reduce_order_[finished_cursor_++]]->finish_reduce();
@@ -148,6 +167,7 @@ void ShardedModel::end_forward_only() {
 
 double ShardedModel::shard_sum_of_squares() const {
   double sum = 0;
+  if (!groups_.first()) return sum;
   for (size_t u : reduce_order_) {
     const Tensor shard = units_[u]->gradient_shard();
     sum += backend(shard.device()).optimizer->sum_of_squares(shard);
@@ -155,11 +175,79 @@ double ShardedModel::shard_sum_of_squares() const {
   return sum;
 }
 
+std::string ShardedModel::first_non_finite_gradient() const {
+  for (size_t u : reduce_order_) {
+    const ShardedUnit& unit = *units_[u];
+    const auto values = unit.gradient_shard().to_vector<float>();
+    std::string found;
+    unit.for_each_part(unit.shard(), [&](const FlatEntry& entry, Range part, int64_t at) {
+      for (int64_t i = 0; i < part.length() && found.empty(); ++i)
+        if (const float v = values[static_cast<size_t>(at + i)]; !std::isfinite(v))
+          found = fmt::format("'{}' of unit {}, element {} is {}", entry.parameter->name, unit.name(), part.begin + i, v);
+    });
+    if (!found.empty()) return found;
+  }
+  return {};
+}
+
+namespace {
+// Fixed-point kernels read float32: 16-bit gradients are widened, unit by unit.
+Tensor as_float32(const Tensor& shard) {
+  if (shard.dtype() == DType::f32) return shard;
+  Tensor wide = Tensor::empty(shard.shape(), DType::f32, Category::workspace, "gradient shard in float32");
+  backend(shard.device()).elementwise->copy(shard, wide);
+  return wide;
+}
+}  // namespace
+
+double ShardedModel::ordered_sum_of_squares() {
+  int32_t largest = 0;
+  for (size_t u : reduce_order_) {
+    const Tensor shard = as_float32(units_[u]->gradient_shard());
+    largest = std::max(largest, backend(shard.device()).fixed_point->largest_magnitude(shard));
+  }
+  comm_.all_reduce(&largest, 1, DType::i32, comm::ReduceOp::max, {.name = "largest gradient"}).wait();
+  const int bound = exponent_of_bits(largest);
+  if (bound > 128) return std::numeric_limits<double>::quiet_NaN();
+  std::array<Int128, 1> sum = {0};
+  for (size_t u : reduce_order_) {
+    if (!groups_.first()) break;
+    const Tensor shard = as_float32(units_[u]->gradient_shard());
+    sum[0] += backend(shard.device()).fixed_point->sum_of_squares(shard, bound);
+  }
+  all_reduce_exactly(comm_, sum, "squared norm");
+  return std::ldexp(static_cast<double>(sum[0]), 2 * bound - kSquareBits);
+}
+
+double ShardedModel::exact_sum_of_squares(std::span<Int128> more) {
+  std::vector<Int128> sums(exact_->size(), 0);
+  for (size_t u : reduce_order_) {
+    if (!groups_.first()) break;
+    const ShardedUnit& unit = *units_[u];
+    const Tensor shard = unit.gradient_shard();
+    unit.for_each_part(unit.shard(), [&](const FlatEntry& entry, Range part, int64_t at) {
+      const size_t p = exact_->index_of(*entry.parameter);
+      sums[p] += backend(shard.device()).fixed_point->sum_of_squares(shard.view_slice(0, at, at + part.length()), exact_->sum_bound(p));
+    });
+  }
+  const size_t parameters = sums.size();
+  sums.insert(sums.end(), more.begin(), more.end());
+  all_reduce_exactly(comm_, sums, "scalars");
+  std::copy(sums.begin() + static_cast<std::ptrdiff_t>(parameters), sums.end(), more.begin());
+  double total = 0;  // in the model's order of parameters, which no sharding changes
+  for (size_t p = 0; p < parameters; ++p) total += std::ldexp(static_cast<double>(sums[p]), 2 * exact_->sum_bound(p) - kSquareBits);
+  return total;
+}
+
+uint64_t ShardedModel::payload_bytes_sent() const {
+  const comm::WireStats stats = comm_.wire_stats();
+  uint64_t sum = 0;
+  for (const auto& count : stats.payload) sum += count.sent_bytes;
+  return sum;
+}
+
 void ShardedModel::reduce_scalars(std::span<double> values) {
   comm_.all_reduce(values.data(), values.size(), DType::f64, comm::ReduceOp::sum, {.name = "scalars", .order = options_.order}).wait();
-  scalar_bytes_sent_ += comm::traffic_of({comm::CollectiveKind::all_reduce, values.size(), DType::f64, options_.order, comm_.rank(), comm_.size(), 0,
-                                          sizeof(double), comm_.scratch_bytes()})
-                            .sent_bytes;
 }
 
 void ShardedModel::publish() {

@@ -22,9 +22,12 @@ namespace rz::optim {
 
 struct ShardingOptions {
   ShardingPolicy policy;
+  Precision precision;
   int64_t bucket_bytes = 0;             // 0: a bucket per unit of the model
   Accumulation accumulation;
   comm::Order order = comm::Order::ring;
+  int64_t exact_micro_batches = 0;      // above 0: order-independent sums of so many micro-batches, over all ranks, in a step
+  int64_t group_size = 0;               // shards lie within groups of so many neighbours, groups hold replicas; 0: one group
   int prefetch = 1;                     // buckets gathered ahead of use, when parameters are sharded
   int reductions_in_flight = 2;         // transient gradient buffers that may wait for their reduction
   uint64_t seed = 0;                    // of the initial weights
@@ -32,7 +35,8 @@ struct ShardingOptions {
 
 class ShardedModel final : public nn::UnitObserver, public autograd::GradientSink {
  public:
-  // Takes over the memory of `model`'s parameters and writes their initial values. Both must outlive it. COLLECTIVE.
+  // Takes over the memory of `model`'s parameters, gives them the type precision.weights, and writes their initial values. Both
+  // must outlive it. COLLECTIVE.
   ShardedModel(nn::Module& model, comm::Communicator& comm, const ShardingOptions& options);
   ~ShardedModel() override;
 
@@ -44,24 +48,49 @@ class ShardedModel final : public nn::UnitObserver, public autograd::GradientSin
   // Gathers the outermost unit, which then stays until end_forward_only() or the end of the step's last backward. COLLECTIVE.
   void begin_step();
   void begin_micro_batch(int64_t index);
-  // Backward of a micro-batch's loss into the flat buffers, reducing on the way; after the last micro-batch all reductions are
-  // done when it returns. COLLECTIVE.
-  void backward(const Tensor& loss);
+  // Backward of a micro-batch's loss, times `scale`, into the flat buffers, reducing on the way; after the last micro-batch all
+  // reductions are done when it returns. In exact mode ranks may have different numbers of micro-batches; who has none left takes
+  // part in the reductions with an undefined loss, or, where parameters are sharded and others need its shards in a certain order,
+  // with a loss that does not count. COLLECTIVE.
+  void backward(const Tensor& loss, double scale = 1, bool counts = true);
   // Ends a begin_step() that had no backward (evaluation). COLLECTIVE.
   void end_forward_only();
 
   // Sum over this rank's shards of the squares of the reduced gradients: summed over the ranks it is the squared global norm.
+  // With several groups the first group's ranks alone have any.
   double shard_sum_of_squares() const;
+  // Where the reduced gradient of this rank's shards is first not finite: "'blocks.1.mlp.up.weight' of unit blocks.1, element 17
+  // is nan"; empty when all of it is finite. For error texts.
+  std::string first_non_finite_gradient() const;
+  // The squared global norm, the same whatever the buckets: for rank-ordered sums, of whose results no bucket may change a bit.
+  // NaN where a gradient is not finite. COLLECTIVE.
+  double ordered_sum_of_squares();
+  // Null unless sums are exact.
+  GradientGrids* exact() { return exact_.get(); }
+  // In exact mode, after grids agreed: the squared global norm. Sums `more` over the ranks on the way. COLLECTIVE.
+  double exact_sum_of_squares(std::span<Int128> more);
   // values[i] = sum over the ranks, in the order of the reductions. COLLECTIVE.
   void reduce_scalars(std::span<double> values);
-  // What they have cost on the wire so far.
+  // What this rank sends while one lives is counted as scalars. No gather, reduction or publication may be on its way.
+  class ScalarScope {
+   public:
+    explicit ScalarScope(ShardedModel& model) : model_(model), before_(model.payload_bytes_sent()) {}
+    ~ScalarScope() { model_.scalar_bytes_sent_ += model_.payload_bytes_sent() - before_; }
+    ScalarScope(const ScalarScope&) = delete;
+    ScalarScope& operator=(const ScalarScope&) = delete;
+
+   private:
+    ShardedModel& model_;
+    uint64_t before_;
+  };
   uint64_t scalar_bytes_sent() const { return scalar_bytes_sent_; }
   // After an update: every rank gets every weight it keeps. COLLECTIVE.
   void publish();
 
   // Calls f(parameter) for every parameter, bucket by bucket, while its full value can be read. COLLECTIVE.
   void visit_weights(const std::function<void(const nn::Parameter&)>& f);
-  // A hash of all weights in name order: depends on neither ranks nor policy. COLLECTIVE.
+  // A hash of all weights, in their own type (the 16-bit ones of mixed precision, not the master), in name order: depends on
+  // neither ranks nor policy. COLLECTIVE.
   uint64_t weights_digest();
   // Throws rz::Error on every rank, naming the odd ones, unless all ranks hold the same weights. COLLECTIVE.
   void check_replicas();
@@ -86,6 +115,7 @@ class ShardedModel final : public nn::UnitObserver, public autograd::GradientSin
     std::vector<size_t> last_used_here;
   };
 
+  uint64_t payload_bytes_sent() const;
   void map_units();
   void gather_for(const UnitSpan& span, bool forward);
   void launch_ready_reductions(bool all);
@@ -94,7 +124,9 @@ class ShardedModel final : public nn::UnitObserver, public autograd::GradientSin
 
   nn::Module& model_;
   comm::Communicator& comm_;
+  ShardGroups groups_;
   ShardingOptions options_;
+  std::unique_ptr<GradientGrids> exact_;
   std::vector<std::unique_ptr<ShardedUnit>> units_;
   std::vector<Place> places_;                            // by leaf index
   std::unordered_map<const nn::Module*, UnitSpan> spans_;
@@ -103,6 +135,7 @@ class ShardedModel final : public nn::UnitObserver, public autograd::GradientSin
   size_t finished_cursor_ = 0;  // of those, waited for
   int64_t micro_batch_ = 0;
   uint64_t scalar_bytes_sent_ = 0;
+  bool counts_ = true;          // the micro-batch in backward
 };
 
 }  // namespace rz::optim

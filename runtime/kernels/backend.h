@@ -11,6 +11,7 @@
 #include "runtime/kernels/attention.h"
 #include "runtime/kernels/elementwise.h"
 #include "runtime/kernels/embedding.h"
+#include "runtime/kernels/fixed_point.h"
 #include "runtime/kernels/loss.h"
 #include "runtime/kernels/matmul.h"
 #include "runtime/kernels/norm.h"
@@ -31,6 +32,7 @@ struct Backend {
   AttentionKernels* attention = nullptr;
   RandomKernels* random = nullptr;
   OptimizerKernels* optimizer = nullptr;
+  FixedPointKernels* fixed_point = nullptr;
 };
 
 // The backend of a device; rz::Error when this program has none for it.
@@ -47,6 +49,7 @@ EmbeddingKernels& embedding_kernels();
 AttentionKernels& attention_kernels();
 RandomKernels& random_kernels();
 OptimizerKernels& optimizer_kernels();
+FixedPointKernels& fixed_point_kernels();
 }  // namespace cpu
 
 }  // namespace rz

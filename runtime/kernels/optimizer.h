@@ -1,5 +1,7 @@
 // Fused optimizer updates over flat ranges: one pass reads gradient, state and weight and writes state and weight.
 // Elementwise: any cut of a range gives the same bits, which is what makes sharded and unsharded updates equal.
+// Weights and state are float32. With 16-bit training the weight here is the master copy, the gradient is read in its own type,
+// and the 16-bit weights (`rounded`) are written in the same pass; in float32 training `rounded` is undefined.
 #pragma once
 
 #include "runtime/core/tensor.h"
@@ -32,12 +34,15 @@ struct SgdStep {
 class OptimizerKernels {
  public:
   virtual ~OptimizerKernels() = default;
-  // All float32, contiguous, of the same number of elements. `momentum` may be undefined when step.momentum is 0.
-  virtual void adam(const AdamStep& step, Tensor& weight, const Tensor& grad, Tensor& first_moment, Tensor& second_moment) = 0;
-  virtual void sgd(const SgdStep& step, Tensor& weight, const Tensor& grad, Tensor& momentum) = 0;
+  // All contiguous, of the same number of elements; `grad` and `rounded` are f32, bf16 or f16, the others f32. `momentum` may be
+  // undefined when step.momentum is 0. rounded = weight, to nearest even, where it is defined.
+  virtual void adam(const AdamStep& step, Tensor& weight, const Tensor& grad, Tensor& first_moment, Tensor& second_moment,
+                    const Tensor& rounded) = 0;
+  virtual void sgd(const SgdStep& step, Tensor& weight, const Tensor& grad, Tensor& momentum, const Tensor& rounded) = 0;
   // average = decay average + (1 - decay) weight
   virtual void ema(float decay, Tensor& average, const Tensor& weight) = 0;
-  // Sum of squares in double, summed in blocks of a fixed size: independent of the thread count.
+  // Sum of squares in double of f32, bf16 or f16, summed in blocks of a fixed size: independent of the thread count. Not finite
+  // exactly when an element is not.
   virtual double sum_of_squares(const Tensor& x) = 0;
 };
 

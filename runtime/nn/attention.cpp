@@ -37,7 +37,8 @@ Tensor SelfAttention::forward(const Tensor& x, const ops::RopeTable* rope) {
 
 KeyValueCache SelfAttention::make_cache(int64_t batch, int64_t capacity) const {
   const Shape shape{batch, config_.kv_heads, capacity, head_dim_};
-  return {Tensor::empty(shape, DType::f32, Category::workspace, "key cache"), Tensor::empty(shape, DType::f32, Category::workspace, "value cache"), 0};
+  const DType dtype = qkv_.weight().dtype();
+  return {Tensor::empty(shape, dtype, Category::workspace, "key cache"), Tensor::empty(shape, dtype, Category::workspace, "value cache"), 0};
 }
 
 Tensor SelfAttention::forward_cached(const Tensor& x, const ops::RopeTable* rope, KeyValueCache& cache) const {

@@ -7,6 +7,13 @@
 
 namespace rz::nn {
 
+namespace {
+Tensor released_tensor(const std::string& name, const Shape& shape, DType dtype) {
+  const int64_t bytes = checked_multiply(shape.numel(), static_cast<int64_t>(size_bytes(dtype)), "bytes of a parameter");
+  return Tensor::over(Storage::make_released(static_cast<size_t>(bytes), Category::parameter, name), shape, dtype);
+}
+}  // namespace
+
 void initial_values(const Parameter& parameter, uint64_t seed, int64_t begin, int64_t end, float* out) {
   RZ_CHECK(0 <= begin && begin <= end && end <= parameter.numel(), "elements [{}, {}) are outside '{}' {}", begin, end, parameter.name,
            parameter.shape().str());
@@ -52,26 +59,33 @@ void Module::train(bool training) {
   for (const auto& child : children_) child.module->train(training);
 }
 
+void Module::set_dtype(DType dtype) {
+  for (Parameter* p : parameters()) {
+    if (p->value.dtype() == dtype) continue;
+    const bool wanted = autograd::requires_grad(p->value);
+    p->value = released_tensor(p->name, p->shape(), dtype);
+    autograd::set_requires_grad(p->value, wanted);
+  }
+}
+
 void Module::materialize(uint64_t seed, DType dtype) {
+  set_dtype(dtype);
   for (Parameter* p : parameters()) {
     Tensor initial = Tensor::empty(p->shape(), DType::f32, Category::parameter, p->name);
     initial_values(*p, seed, 0, p->numel(), initial.data<float>());
-    if (dtype == DType::f32) {
-      p->value.rebind_storage(initial.storage(), 0);
-      continue;
+    if (dtype != DType::f32) {
+      Tensor converted = Tensor::empty(p->shape(), dtype, Category::parameter, p->name);
+      backend(initial.device()).elementwise->copy(initial, converted);
+      initial = converted;
     }
-    const bool wanted = autograd::requires_grad(p->value);
-    p->value = Tensor::empty(p->shape(), dtype, Category::parameter, p->name);
-    backend(initial.device()).elementwise->copy(initial, p->value);
-    autograd::set_requires_grad(p->value, wanted);
+    p->value.rebind_storage(initial.storage(), 0);
   }
 }
 
 Parameter& Module::register_parameter(std::string name, Shape shape, Init init, bool decay) {
   for (const auto& other : parameters_) RZ_CHECK(other->name != name, "parameter '{}' is registered twice", name);
   auto parameter = std::make_unique<Parameter>();
-  const int64_t bytes = checked_multiply(shape.numel(), static_cast<int64_t>(size_bytes(DType::f32)), "bytes of a parameter");
-  parameter->value = Tensor::over(Storage::make_released(static_cast<size_t>(bytes), Category::parameter, name), shape, DType::f32);
+  parameter->value = released_tensor(name, shape, DType::f32);
   parameter->name = std::move(name);
   parameter->init = init;
   parameter->decay = decay;

@@ -56,6 +56,10 @@ class Module {
   void train(bool training);
   bool training() const { return training_; }
 
+  // Makes `dtype` the element type of every parameter. Their tensors are new and released afterwards: call it before anything
+  // gives them memory or holds them.
+  void set_dtype(DType dtype);
+
   // Gives every parameter memory of its own (Category::parameter), of type `dtype`, and its initial values: for use on one
   // device without sharding. float64 is for gradient checks.
   void materialize(uint64_t seed, DType dtype = DType::f32);

@@ -93,9 +93,13 @@ struct ChunkedHead {
   }
 };
 
-int64_t default_chunk_rows(int64_t classes, DType dtype) {
+int64_t default_chunk_rows(int64_t rows, int64_t classes, DType dtype) {
   constexpr int64_t kChunkBytes = int64_t{8} << 20;
-  return std::max<int64_t>(32, kChunkBytes / std::max<int64_t>(1, classes * static_cast<int64_t>(size_bytes(dtype))));
+  const int64_t by_bytes = std::max<int64_t>(32, kChunkBytes / std::max<int64_t>(1, classes * static_cast<int64_t>(size_bytes(dtype))));
+  // Every chunk adds to the weight's gradient, and in 16 bits every addition rounds it.
+  constexpr int64_t kMostRoundings = 8;
+  const bool rounds = dtype == DType::bf16 || dtype == DType::f16;
+  return rounds ? std::max(by_bytes, (rows + kMostRoundings - 1) / kMostRoundings) : by_bytes;
 }
 
 }  // namespace
@@ -110,7 +114,7 @@ CrossEntropyResult linear_cross_entropy(const Tensor& x, const Tensor& weight, c
   const bool keeps = autograd::needs_grad({x, weight});
   const Tensor rows = to_rows(x, keeps ? ambient_category() : Category::workspace);
   const Tensor flat = flat_targets(targets, keeps);
-  const int64_t chunk = std::clamp<int64_t>(chunk_rows == 0 ? default_chunk_rows(weight.size(0), x.dtype()) : chunk_rows, 1,
+  const int64_t chunk = std::clamp<int64_t>(chunk_rows == 0 ? default_chunk_rows(rows.size(0), weight.size(0), x.dtype()) : chunk_rows, 1,
                                             std::max<int64_t>(1, rows.size(0)));
   Tensor lse = Tensor::empty({rows.size(0)}, compute_type(x), "cross entropy log-sum-exp");
   CrossEntropyResult result;

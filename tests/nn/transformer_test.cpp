@@ -132,6 +132,24 @@ TEST_P(Configurations, CachedGenerationEqualsTheFullForward) {
   }
 }
 
+TEST_P(Configurations, CachedGenerationWorksInSixteenBits) {
+  for (const DType dtype : {DType::bf16, DType::f16}) {
+    Transformer model(config());
+    model.materialize(11, dtype);
+    model.train(false);
+    autograd::NoGrad no_grad;
+    const int64_t time = model.config().context;
+    const auto vocabulary = static_cast<size_t>(model.config().vocabulary);
+    const Tensor ids = random_ids(1, time, model.config().vocabulary, 3);
+    const Tensor full = model.forward(ids);
+    EXPECT_EQ(full.dtype(), dtype);
+    auto caches = model.make_caches(1);
+    const auto logits = model.forward_cached(ids, caches).to_vector<float>();
+    const auto all = full.to_vector<float>();
+    for (size_t v = 0; v < vocabulary; ++v) EXPECT_NEAR(logits[v], all[all.size() - vocabulary + v], 0.01) << name(dtype);
+  }
+}
+
 TEST_P(Configurations, TheModelIsCausal) {
   Transformer model(config());
   model.materialize(11);

@@ -7,16 +7,21 @@
 #include <vector>
 
 #include "models/transformer/transformer.h"
+#include "optim/shard/micro_batches.h"
 #include "optim/trainer.h"
 #include "runtime/core/random.h"
 #include "tests/support/ranks.h"
 
 namespace rz::optim {
 
+inline Schedule test_schedule() { return {Schedule::Kind::cosine, 0.01, 0.001, 2, 10}; }
+
 // What a run leaves behind, for comparing bits.
 struct Trace {
   std::vector<double> losses;
   std::vector<double> norms;
+  std::vector<int64_t> skipped;  // steps that loss scaling skipped
+  std::vector<int> repeats;  // of exact mode
   uint64_t digest = 0;
   bool operator==(const Trace&) const = default;
 };
@@ -29,9 +34,14 @@ struct RunSettings {
   int64_t bucket_bytes = 0;
   Accumulation accumulation;
   comm::Order order = comm::Order::ring;
+  int64_t micro_batch = 0;  // above 0: order-independent sums over micro-batches of so many sequences
+  int64_t group_size = 0;
   int prefetch = 1;
   double clip_norm = 0.5;
   double ema_decay = 0;
+  Precision precision;
+  LossScaling scaling;
+  Schedule schedule = test_schedule();
 };
 
 inline models::TransformerConfig tiny_gpt() {
@@ -46,8 +56,6 @@ inline models::TransformerConfig tiny_gpt() {
 }
 
 inline std::unique_ptr<Optimizer> test_rule() { return make_adam({0.9, 0.95, 1e-8, 0.1, true}); }
-
-inline Schedule test_schedule() { return {Schedule::Kind::cosine, 0.01, 0.001, 2, 10}; }
 
 // Token batches are a pure function of (step, global sample).
 inline Tensor test_tokens(int64_t step, int64_t first, int64_t count, int64_t context, int64_t vocabulary, int64_t shift) {
@@ -64,6 +72,16 @@ inline int64_t share_begin(int64_t count, int part, int parts) { return count * 
 
 using ModelSteps = std::function<MicroLoss(int64_t step, int64_t first, int64_t count)>;
 
+// This rank's part in a round of exact mode: its micro-batch, or what takes part without counting.
+template <class F>
+MicroLoss exact_loss(const MicroBatches& list, int64_t round, comm::Communicator& comm, int stage, F&& loss_of) {
+  if (const auto index = list.at(round, comm.rank(), comm.size())) return loss_of(list.samples(*index));
+  if (stage < 3) return {.counts = false};
+  MicroLoss spare = loss_of(list.samples(0));
+  spare.counts = false;
+  return spare;
+}
+
 // Trains on the ranks of `comm`; `forward` is the model's loss of some global samples.
 inline Trace train_on(comm::Communicator& comm, nn::Module& model, const RunSettings& s, const ModelSteps& forward,
                       const std::function<void(ShardedModel&, ShardedOptimizer&, int64_t step)>& after_step = {}) {
@@ -73,21 +91,32 @@ inline Trace train_on(comm::Communicator& comm, nn::Module& model, const RunSett
   options.accumulation = s.accumulation;
   options.order = s.order;
   options.prefetch = s.prefetch;
+  options.precision = s.precision;
   options.seed = 3;
+  options.group_size = s.group_size;
+  const MicroBatches list(s.batch, std::max<int64_t>(1, s.micro_batch));
+  const bool exact = s.micro_batch > 0;
+  if (exact) {
+    options.exact_micro_batches = list.count();
+    options.accumulation.micro_batches = list.rounds(comm.size());
+  }
   ShardedModel sharded(model, comm, options);
   ShardedOptimizer optimizer(sharded, test_rule(), false, s.ema_decay);
-  Trainer trainer(sharded, optimizer, test_schedule(), s.clip_norm);
+  Trainer trainer(sharded, optimizer, s.schedule, s.clip_norm, s.scaling);
   const int64_t begin = share_begin(s.batch, comm.rank(), comm.size());
   const int64_t count = share_begin(s.batch, comm.rank() + 1, comm.size()) - begin;
   const auto micros = static_cast<int>(s.accumulation.micro_batches);
   Trace trace;
   for (int64_t step = 0; step < s.steps; ++step) {
     const auto result = trainer.step(step, [&](int64_t m) {
+      if (exact) return exact_loss(list, m, comm, s.stage, [&](Range r) { return forward(step, r.begin, r.length()); });
       const int64_t from = share_begin(count, static_cast<int>(m), micros);
       return forward(step, begin + from, share_begin(count, static_cast<int>(m) + 1, micros) - from);
     });
     trace.losses.push_back(result.loss);
     trace.norms.push_back(result.gradient_norm);
+    if (result.skipped) trace.skipped.push_back(step);
+    trace.repeats.push_back(result.repeats);
     if (after_step) after_step(sharded, optimizer, step);
   }
   trace.digest = sharded.weights_digest();

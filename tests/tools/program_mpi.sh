@@ -31,6 +31,20 @@ for stage in 1 2 3; do
   [ "$(field "$work/stage$stage" weights_digest)" = "$(field "$work/n3" weights_digest)" ] || fail "stage $stage has other weights than stage 0"
 done
 
+# Exact sums: the weights of one rank on any number, in any stage and grouping.
+ranks 1 train "$work/job.textproto" --reduction exact --micro-batch 2 --out "$work/exact1" >/dev/null
+exact() {
+  local name=$1 n=$2; shift 2
+  ranks "$n" train "$work/job.textproto" --reduction exact --micro-batch 2 --out "$work/$name" "$@" >/dev/null
+  cmp <(losses "$work/exact1") <(losses "$work/$name") || fail "$name: exact losses differ from one rank's"
+  for key in weights_digest val_loss; do
+    [ "$(field "$work/$name" $key)" = "$(field "$work/exact1" $key)" ] || fail "$name: exact sums gave another $key than one rank's"
+  done
+}
+exact exact2 2 --stage 2
+exact exact3 3 --stage 3 --accumulate 2
+exact exact4 4 --stage 1 --group-size 2
+
 ranks 2 train "$work/job.textproto" --steps 10 --set schedule.kind=CONSTANT --out "$work/part" >/dev/null
 ranks 2 train "$work/job.textproto" --steps 20 --set schedule.kind=CONSTANT --out "$work/part" --resume >/dev/null
 ranks 2 train "$work/job.textproto" --steps 20 --set schedule.kind=CONSTANT --out "$work/whole" >/dev/null
@@ -51,6 +65,7 @@ refused "a missing job" "nowhere.textproto" "$work/nowhere.textproto"
 refused "an unknown field" "job.textproto:.*layer" "$work/job.textproto" --set transformer.layer=3
 refused "a width that heads do not divide" "heads" "$work/job.textproto" --set transformer.heads=3
 refused "a context longer than the data" "500000" "$work/job.textproto" --set transformer.context=500000
+refused "groups that do not divide the ranks" "groups of 2" "$work/job.textproto" --group-size 2
 refused "a batch smaller than the ranks" "batch of 2" "$work/job.textproto" --set training.batch=2
 refused "a truncated token file" "short.bin" "$work/job.textproto" --set "tokens={train_path: \"$work/short.bin\" validation_path: \"$work/short.bin\"}"
 touch "$work/file"

@@ -123,6 +123,45 @@ TEST_F(Training, ResumingContinuesBitForBit) {
   }
 }
 
+TEST_F(Training, SixteenBitRunsAgreeAcrossStagesAndResumeBitForBit) {
+  for (const std::string precision : {"bf16", "f16"}) {
+    // A scale that overflows at first: skipped steps must survive a restart too.
+    const std::vector<std::string> common = {"training.precision=" + precision, "schedule.kind=CONSTANT", "training.ema_decay=0.9",
+                                             "training.loss_scaling.largest=4294967296", "training.loss_scaling.initial=4294967296"};
+    const auto with = [&](std::vector<std::string> more) {
+      more.insert(more.begin(), common.begin(), common.end());
+      return job(more);
+    };
+    const std::string whole = "whole_" + precision, part = "part_" + precision;
+    run(with({"training.steps=12"}), 3, whole);
+    run(with({"training.steps=5", "sharding.stage=3"}), 3, part);
+    run(with({"training.steps=12", "sharding.stage=2"}), 3, part, true);
+    EXPECT_EQ(losses(part), losses(whole)) << precision;
+    EXPECT_EQ(summary(part).at("weights_digest"), summary(whole).at("weights_digest")) << precision;
+    EXPECT_EQ(summary(part).at("val_loss"), summary(whole).at("val_loss"));
+    EXPECT_EQ(summary(whole).at("precision"), precision);
+    std::ifstream in(path(part) + "/metrics.jsonl");
+    std::string line;
+    for (std::string next; std::getline(in, next);) line = next;
+    EXPECT_EQ(nlohmann::json::parse(line).contains("loss_scale"), precision == "f16");
+    if (precision == "f16") {
+      EXPECT_GT(nlohmann::json::parse(line).at("skipped"), 0);
+      EXPECT_EQ(summary(part).at("skipped_steps"), summary(whole).at("skipped_steps"));
+      EXPECT_EQ(summary(part).at("loss_scale"), summary(whole).at("loss_scale"));
+    }
+  }
+}
+
+TEST_F(Training, AnyPrecisionGoesOnFromAnyOther) {
+  run(job({"training.steps=20"}), 2, "a");
+  run(job({"training.steps=22", "training.precision=bf16", "sharding.stage=2"}), 3, "a", true);
+  run(job({"training.steps=24", "training.precision=f16", "sharding.stage=3"}), 2, "a", true);
+  run(job({"training.steps=26"}), 1, "a", true);
+  const auto all = losses("a");
+  ASSERT_EQ(all.size(), 26u);
+  for (size_t i = 20; i < all.size(); ++i) EXPECT_LT(all[i], 0.9 * all.front()) << "step " << i;
+}
+
 TEST_F(Training, ACheckpointFitsAnyRanksAndStage) {
   run(job({"training.steps=3"}), 3, "from");
   const auto digest = summary("from").at("weights_digest");
@@ -206,6 +245,33 @@ TEST_F(Training, RanksWithDifferentJobsAreRefused) {
 TEST_F(Training, ADivergingRunStopsOnEveryRank) {
   const auto texts = errors(job({"schedule.learning_rate=1e30", "schedule.warmup_steps=0", "training.clip_norm=0", "optimizer.sgd={}", "training.steps=50"}), 3, path("nan"));
   for (const auto& error : texts) EXPECT_THAT(error, HasSubstr("not both finite"));
+}
+
+TEST_F(Training, ExactSumsDoNotDependOnRanksStagesOrInterruption) {
+  const auto exact = [&](std::vector<std::string> more) {
+    more.insert(more.end(), {"sharding.reduction=EXACT", "training.micro_batch=2", "schedule.kind=CONSTANT", "training.ema_decay=0.5"});
+    return job(more);
+  };
+  run(exact({}), 1, "one");
+  const auto expected = summary("one");
+  const auto same = [&](const std::string& out) {
+    EXPECT_EQ(losses(out), losses("one")) << out;
+    for (const char* key : {"weights_digest", "val_loss", "final_loss"}) EXPECT_EQ(summary(out).at(key), expected.at(key)) << out << " " << key;
+  };
+  run(exact({"sharding.stage=3", "training.accumulate=4"}), 3, "three");
+  same("three");
+  run(exact({"sharding.stage=2", "sharding.group_size=2", "sharding.reduce_every=true", "training.threads=2"}), 4, "four");
+  same("four");
+  run(exact({"sharding.stage=1", "sharding.bucket_mb=1"}), 7, "seven");  // more ranks than micro-batches
+  same("seven");
+  run(exact({"training.steps=3"}), 4, "part");
+  run(exact({"sharding.stage=3"}), 2, "part", true);
+  same("part");
+}
+
+TEST_F(Training, GroupsThatDoNotDivideTheRanksAreRefused) {
+  for (const auto& error : errors(job({"sharding.group_size=2"}), 3, path("refused"))) EXPECT_THAT(error, HasSubstr("sharding.group_size"));
+  EXPECT_FALSE(fs::exists(path("refused")));
 }
 
 }  // namespace

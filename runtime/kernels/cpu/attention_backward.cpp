@@ -6,7 +6,6 @@
 // order, and makes their dQ on the way. The sums do not depend on the number of threads.
 #include "runtime/core/parallel.h"
 #include "runtime/kernels/cpu/attention_passes.h"
-#include "runtime/kernels/cpu/lanes.h"
 
 namespace rz::cpu {
 
@@ -29,7 +28,7 @@ class BackwardWorker {
   BackwardWorker(const AttentionCall& call, const AttentionSizes& sizes, std::byte* workspace)
       : call_(call),
         s_(sizes),
-        padded_(round_up(sizes.width, kWidth<C>)),
+        padded_(round_up(sizes.width, kLanes<C>)),
         key_count_(round_up(sizes.keys, kPanel<C>)),
         rotation_(call, sizes.width) {
     Arena arena(workspace);
@@ -105,18 +104,17 @@ class BackwardWorker {
 
   // Row r of P and dS from scores and dP; 0 beyond the keys it sees, as far as a product may read.
   void differentiate(int64_t r, int64_t count, C lse) {
-    C* __restrict p = p_ + r * kKeyTile;
-    C* __restrict ds = ds_ + r * kKeyTile;
+    C* p = p_ + r * kKeyTile;
+    C* ds = ds_ + r * kKeyTile;
     const C delta = delta_[r];
-    const int64_t stop = std::min(kKeyTile, round_up(count + kMicroRows, kWidth<C>));
-    for (int64_t i = count; i < stop; ++i) {
-      p[i] = -std::numeric_limits<C>::infinity();
-      ds[i] = C(0);
-    }
     const C origin = count == 0 ? C(0) : lse;
-    for (int64_t i = 0; i < stop; ++i) {
-      p[i] = exp_flushed(p[i] - origin);
-      ds[i] = p[i] * (ds[i] - delta);
+    const int64_t stop = std::min(kKeyTile, round_up(count + kMicroRows, kLanes<C>));
+    fill_tail(p, count, stop, -std::numeric_limits<C>::infinity());
+    fill_tail(ds, count, stop, C(0));
+    for (int64_t i = 0; i < stop; i += kLanes<C>) {
+      const Lanes<C> weight = map_lanes<C>(load_lanes(p + i), [origin](C x) { return exp_flushed(x - origin); });
+      store_lanes<C>(p + i, weight);
+      store_lanes<C>(ds + i, weight * (load_lanes(ds + i) - delta));
     }
   }
 

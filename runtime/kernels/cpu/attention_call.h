@@ -72,7 +72,7 @@ void read_rows(const Rows<const T>& from, int64_t batch, int64_t head, int64_t f
   for (int64_t r = 0; r < rows; ++r) {
     const T* __restrict source = from.at(batch, head, first + r);
     C* __restrict row = to + r * padded;
-    // In a fused projection the next head's row follows; no hardware prefetcher sees such short runs coming.
+    // In a fused projection the next head's row follows: fetch it for later, no hardware prefetcher sees such short runs coming.
     for (int64_t byte = 0; byte < width * static_cast<int64_t>(sizeof(T)); byte += 64)
       __builtin_prefetch(reinterpret_cast<const std::byte*>(source + width) + byte, 0, 2);
     for (int64_t i = 0; i < width; ++i) row[i] = static_cast<C>(source[i]) * factor;
@@ -100,8 +100,8 @@ void write_rows(C* rows_data, int64_t padded, const Rows<T>& to, int64_t batch, 
 template <class C>
 void transpose_into_panels(const C* rows, int64_t keys, int64_t padded, C* panels) {
   for (int64_t first = 0; first < keys; first += kPanel<C>, panels += padded * kPanel<C>)
-    for (int64_t r = 0; r < kPanel<C>; r += kWidth<C>)
-      for (int64_t d = 0; d < padded; d += kWidth<C>)
+    for (int64_t r = 0; r < kPanel<C>; r += kLanes<C>)
+      for (int64_t d = 0; d < padded; d += kLanes<C>)
         transpose_square(rows + (first + r) * padded + d, padded, panels + d * kPanel<C> + r, kPanel<C>);
 }
 

@@ -2,12 +2,11 @@
 //
 // A unit of work is a tile of queries of one head. Its thread holds the keys (transposed, in panels) and values of that head in the
 // compute type, packed once and used by all tiles of all query heads that share them; per tile it keeps for each row the running
-// maximum m, the running sum l and the unnormalized output O:
+// maximum m, the running sum l (in lanes) and the unnormalized output O:
 //   m' = max(m, max S)     a = exp(m - m')     l = a l + sum exp(S - m')     O = a O + exp(S - m') V
 // Units are cut into one contiguous range per thread, and every unit is computed by itself: bits do not depend on threads.
 #include "runtime/core/parallel.h"
 #include "runtime/kernels/cpu/attention_passes.h"
-#include "runtime/kernels/cpu/lanes.h"
 
 namespace rz::cpu {
 
@@ -19,7 +18,7 @@ class ForwardWorker {
   using C = compute_t<T>;
 
   ForwardWorker(const AttentionCall& call, const AttentionSizes& sizes, std::byte* workspace)
-      : call_(call), s_(sizes), padded_(round_up(sizes.width, kWidth<C>)), rotation_(call, sizes.width) {
+      : call_(call), s_(sizes), padded_(round_up(sizes.width, kLanes<C>)), rotation_(call, sizes.width) {
     Arena arena(workspace);
     const int64_t key_rows = round_up(s_.keys, kPanel<C>);
     keys_ = arena.take<C>(key_rows * padded_);
@@ -29,7 +28,7 @@ class ForwardWorker {
     scores_ = arena.take<C>(kQueryTile * kKeyTile);
     output_ = arena.take<C>(kQueryTile * padded_);
     max_ = arena.take<C>(kQueryTile);
-    sum_ = arena.take<C>(kQueryTile);
+    sum_ = arena.take<C>(kQueryTile * kLanes<C>);
     used_bytes_ = arena.used_bytes();
   }
   int64_t used_bytes() const { return used_bytes_; }
@@ -68,7 +67,7 @@ class ForwardWorker {
     read_rows(q, batch, head, first, rows, s_.width, padded_, static_cast<C>(call_.scale), rotation_, queries_);
     std::fill_n(output_, rows * padded_, C(0));
     std::fill_n(max_, rows, -std::numeric_limits<C>::infinity());
-    std::fill_n(sum_, rows, C(0));
+    std::fill_n(sum_, rows * kLanes<C>, C(0));
     const int64_t last_key = visible_keys(s_, call_.causal, first + rows - 1);
     for (int64_t key = 0; key < last_key; key += kKeyTile) {
       // Keys of this tile that a row of the tile sees; a block of rows sees what its last row sees.
@@ -84,35 +83,46 @@ class ForwardWorker {
                           });
     }
     for (int64_t r = 0; r < rows; ++r) {
-      const C inverse = sum_[r] == C(0) ? C(0) : C(1) / sum_[r];
+      const C sum = fold_sum<C>(load_lanes(sum_ + r * kLanes<C>));
+      const C inverse = sum == C(0) ? C(0) : C(1) / sum;
       T* __restrict to = out.at(batch, head, first + r);
       const C* __restrict from = output_ + r * padded_;
       for (int64_t i = 0; i < s_.width; ++i) to[i] = static_cast<T>(from[i] * inverse);
-      if (lse != nullptr) lse[(batch * s_.heads + head) * s_.queries + first + r] = max_[r] + math::log(sum_[r]);
+      if (lse != nullptr) lse[(batch * s_.heads + head) * s_.queries + first + r] = max_[r] + math::log(sum);
     }
   }
 
   // Turns row r's first `count` scores into exp(score - m'), the rest that a product may read into 0, and rescales what came before.
   void fold_scores(int64_t r, int64_t count) {
-    C* __restrict row = scores_ + r * kKeyTile;
-    const C before = max_[r];
-    const C largest = row_max(row, count);
-    const C after = largest > before ? largest : before;
-    const C origin = after == -std::numeric_limits<C>::infinity() ? C(0) : after;
+    constexpr C kLowest = -std::numeric_limits<C>::infinity();
+    C* row = scores_ + r * kKeyTile;
     const int64_t stop = std::min(kKeyTile, round_up(count + kMicroRows, kLanes<C>));
-    for (int64_t i = count; i < stop; ++i) row[i] = -std::numeric_limits<C>::infinity();
-    for (int64_t i = 0; i < stop; ++i) row[i] = exp_flushed(row[i] - origin);
-    const C added = row_sum(row, stop);
+    fill_tail(row, count, stop, kLowest);
+    Lanes<C> most = Lanes<C>{} + kLowest;
+    for (int64_t i = 0; i < stop; i += kLanes<C>) {
+      const Lanes<C> v = load_lanes(row + i);
+      most = v > most ? v : most;
+    }
+    const C before = max_[r];
+    const C largest = fold_max<C>(most);
+    const C after = largest > before ? largest : before;
+    const C origin = after == kLowest ? C(0) : after;
+    Lanes<C> added{};
+    for (int64_t i = 0; i < stop; i += kLanes<C>) {
+      const Lanes<C> e = map_lanes<C>(load_lanes(row + i), [origin](C x) { return exp_flushed(x - origin); });
+      store_lanes<C>(row + i, e);
+      added += e;
+    }
+    C* sum = sum_ + r * kLanes<C>;
     if (after > before) {
       const C shrink = exp_flushed(before - origin);
-      sum_[r] *= shrink;
-      if (shrink != C(0)) {
-        C* __restrict output = output_ + r * padded_;
-        for (int64_t i = 0; i < padded_; ++i) output[i] *= shrink;
-      }
+      store_lanes<C>(sum, load_lanes(sum) * shrink + added);
+      C* __restrict output = output_ + r * padded_;
+      for (int64_t i = 0; i < padded_; ++i) output[i] *= shrink;
       max_[r] = after;
+    } else {
+      store_lanes<C>(sum, load_lanes(sum) + added);
     }
-    sum_[r] += added;
   }
 
   const AttentionCall& call_;

@@ -6,8 +6,8 @@
 namespace rz::cpu {
 
 template <class T>
-void attention_forward(const AttentionCall& call, const AttentionSizes& sizes, const Tensor& q, const Tensor& k, const Tensor& v, Tensor& out,
-                       Tensor& lse);
+void attention_forward(const AttentionCall& call, const AttentionSizes& sizes, const Tensor& q, const Tensor& k, const Tensor& v,
+                       Tensor& out, Tensor& lse);
 
 template <class T>
 void attention_backward(const AttentionCall& call, const AttentionSizes& sizes, const Tensor& grad, const Tensor& q, const Tensor& k,

@@ -2,7 +2,7 @@
 //
 // Vocabulary. A *panel* is a strip of kPanel<C> columns of the right-hand matrix, stored row after row; the micro-kernel keeps a
 // kMicroRows x panel block of the result in registers. Columns are padded to whole vectors, panels to whole panels.
-// The sum of every element runs over k in ascending order: results do not depend on how rows are cut into blocks.
+// The sum of every element runs over k in blocks of ascending k: results do not depend on how rows are cut.
 #pragma once
 
 #include <algorithm>
@@ -10,19 +10,17 @@
 #include <cstring>
 #include <utility>
 
+#include "runtime/kernels/cpu/lanes.h"
+
 namespace rz::cpu {
 
 #if defined(__AVX512F__)
-inline constexpr int64_t kVectorBytes = 64;
 inline constexpr int kPanelVectors = 4;  // 6 x 4 sums, 4 right-hand vectors and a broadcast fill 29 of 32 registers
 #elif defined(__AVX__)
-inline constexpr int64_t kVectorBytes = 32;
 inline constexpr int kPanelVectors = 2;  // 6 x 2 + 2 + 1 of 16
 #elif defined(__aarch64__)
-inline constexpr int64_t kVectorBytes = 16;
 inline constexpr int kPanelVectors = 4;
 #else
-inline constexpr int64_t kVectorBytes = 16;
 inline constexpr int kPanelVectors = 2;
 #endif
 inline constexpr int kMicroRows = 6;
@@ -34,9 +32,7 @@ struct VectorOf {
 template <class C>
 using Vector = typename VectorOf<C>::type;
 template <class C>
-inline constexpr int64_t kWidth = kVectorBytes / static_cast<int64_t>(sizeof(C));
-template <class C>
-inline constexpr int64_t kPanel = kPanelVectors* kWidth<C>;
+inline constexpr int64_t kPanel = kLanes<C> * kPanelVectors;
 
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
@@ -54,7 +50,7 @@ inline void micro_product(int64_t depth, const C* a, int64_t lda, const C* b, in
   for (int64_t k = 0; k < depth; ++k) {
     V right[kVectors];
 #pragma GCC unroll 8
-    for (int j = 0; j < kVectors; ++j) right[j] = *reinterpret_cast<const V*>(b + k * ldb + j * kWidth<C>);
+    for (int j = 0; j < kVectors; ++j) right[j] = *reinterpret_cast<const V*>(b + k * ldb + j * kLanes<C>);
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
       // x - 0 is x: a plain broadcast, straight from memory.
@@ -67,7 +63,7 @@ inline void micro_product(int64_t depth, const C* a, int64_t lda, const C* b, in
   for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 8
     for (int j = 0; j < kVectors; ++j) {
-      V* to = reinterpret_cast<V*>(c + i * ldc + j * kWidth<C>);
+      V* to = reinterpret_cast<V*>(c + i * ldc + j * kLanes<C>);
       *to = accumulate ? *to + sum[i][j] : sum[i][j];
     }
 }
@@ -104,7 +100,7 @@ struct TileMatrix {
 // the range are overwritten and the others left alone.
 template <bool kTransposed, class C, class Range>
 void tile_product(int64_t rows, int64_t depth, const C* a, int64_t lda, TileMatrix<C> b, C* c, int64_t ldc, bool accumulate, Range range) {
-  constexpr int64_t kDepthBlock = 64;  // rows of a panel that stay in the first-level cache while all row blocks pass
+  constexpr int64_t kDepthBlock = 128;  // rows of a panel that stay in the first-level cache while all row blocks pass
   int64_t widest = 0;
   for (int64_t m = 0; m < rows; m += kMicroRows) widest = std::max(widest, range(m, std::min<int64_t>(kMicroRows, rows - m)).columns);
   for (int64_t k = 0; k < depth; k += kDepthBlock) {
@@ -117,7 +113,7 @@ void tile_product(int64_t rows, int64_t depth, const C* a, int64_t lda, TileMatr
         const int64_t end = std::min(k + kDepthBlock, part.depth_end);
         const int64_t columns = std::min(part.columns - n, kPanel<C>);
         if (begin >= end || columns <= 0) continue;
-        const int vectors = static_cast<int>((columns + kWidth<C> - 1) / kWidth<C>);
+        const int vectors = static_cast<int>((columns + kLanes<C> - 1) / kLanes<C>);
         const C* left = kTransposed ? a + begin * lda + m : a + m * lda + begin;
         micro_dispatch<C, kTransposed, kMicroRows, kPanelVectors>(static_cast<int>(count), vectors, end - begin, left, lda,
                                                                   panel + begin * b.row_step, b.row_step, c + m * ldc + n, ldc,
@@ -132,10 +128,10 @@ template <class C, int kHalf, size_t... kLane>
 [[gnu::always_inline]] inline void transpose_stage(Vector<C>* rows, std::index_sequence<kLane...>) {
   using Index = std::conditional_t<sizeof(C) == 4, int32_t, int64_t>;
   typedef Index Mask __attribute__((vector_size(kVectorBytes)));
-  constexpr Index kCount = static_cast<Index>(kWidth<C>);
+  constexpr Index kCount = static_cast<Index>(kLanes<C>);
   const Mask upper = {((kLane & kHalf) == 0 ? static_cast<Index>(kLane) : static_cast<Index>(kLane) - kHalf + kCount)...};
   const Mask lower = {((kLane & kHalf) == 0 ? static_cast<Index>(kLane) + kHalf : static_cast<Index>(kLane) + kCount)...};
-  for (int64_t i = 0; i < kWidth<C>; ++i) {
+  for (int64_t i = 0; i < kLanes<C>; ++i) {
     if ((i & kHalf) != 0) continue;
     const Vector<C> a = rows[i];
     const Vector<C> b = rows[i + kHalf];
@@ -145,13 +141,13 @@ template <class C, int kHalf, size_t... kLane>
   if constexpr (kHalf > 1) transpose_stage<C, kHalf / 2>(rows, std::index_sequence<kLane...>{});
 }
 
-// to[c][r] = from[r][c] for a square of kWidth<C>.
+// to[c][r] = from[r][c] for a square of kLanes<C>.
 template <class C>
 inline void transpose_square(const C* from, int64_t from_step, C* to, int64_t to_step) {
-  Vector<C> rows[kWidth<C>];
-  for (int64_t r = 0; r < kWidth<C>; ++r) rows[r] = *reinterpret_cast<const Vector<C>*>(from + r * from_step);
-  transpose_stage<C, static_cast<int>(kWidth<C> / 2)>(rows, std::make_index_sequence<static_cast<size_t>(kWidth<C>)>{});
-  for (int64_t r = 0; r < kWidth<C>; ++r) *reinterpret_cast<Vector<C>*>(to + r * to_step) = rows[r];
+  Vector<C> rows[kLanes<C>];
+  for (int64_t r = 0; r < kLanes<C>; ++r) rows[r] = *reinterpret_cast<const Vector<C>*>(from + r * from_step);
+  transpose_stage<C, static_cast<int>(kLanes<C> / 2)>(rows, std::make_index_sequence<static_cast<size_t>(kLanes<C>)>{});
+  for (int64_t r = 0; r < kLanes<C>; ++r) *reinterpret_cast<Vector<C>*>(to + r * to_step) = rows[r];
 }
 
 }  // namespace rz::cpu

@@ -1,8 +1,7 @@
-// 64-byte vectors of the compute type over rows of any floating-point type, for sums whose order must not be left to the compiler.
+// Vectors of the compute type over rows of any floating-point type, for sums whose order must not be left to the compiler.
 //
-// * The width is 64 bytes on every CPU (the compiler splits it where registers are narrower), so the order of a sum does not
-//   depend on the instruction set.
-// * A reduction keeps 2 * kLanes<C> partial sums, added pairwise at the end.
+// A vector is as wide as the registers of the instruction set that the build is for (RZ_CPU_LEVEL): the order of a sum depends on
+// that level and the row's length alone. A reduction keeps 2 * kLanes<C> partial sums, added pairwise at the end.
 #pragma once
 
 #include <cstdint>
@@ -14,16 +13,28 @@
 #include "runtime/core/dtype.h"
 #include "runtime/kernels/math.h"
 
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
+
 namespace rz::cpu {
+
+#if defined(__AVX512F__)
+inline constexpr int64_t kVectorBytes = 64;
+#elif defined(__AVX__)
+inline constexpr int64_t kVectorBytes = 32;
+#else
+inline constexpr int64_t kVectorBytes = 16;
+#endif
 
 template <class C>
 struct LanesOf {
-  typedef C type __attribute__((vector_size(64)));
+  typedef C type __attribute__((vector_size(kVectorBytes)));
 };
 template <class C>
 using Lanes = typename LanesOf<C>::type;
 template <class C>
-inline constexpr int64_t kLanes = 64 / static_cast<int64_t>(sizeof(C));
+inline constexpr int64_t kLanes = kVectorBytes / static_cast<int64_t>(sizeof(C));
 
 // kLanes elements from p, converted.
 template <class T>
@@ -32,6 +43,13 @@ template <class T>
   Lanes<C> v;
   if constexpr (std::is_same_v<T, C>) {
     std::memcpy(&v, p, sizeof v);
+#ifdef __F16C__
+  } else if constexpr (std::is_same_v<T, f16>) {  // g++ 12 does not vectorize the conversions of _Float16
+    C wide[kLanes<C>];
+    for (int64_t l = 0; l < kLanes<C>; l += 8)
+      _mm256_storeu_ps(wide + l, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + l))));
+    std::memcpy(&v, wide, sizeof v);
+#endif
   } else {
     C wide[kLanes<C>];
     for (int64_t l = 0; l < kLanes<C>; ++l) wide[l] = static_cast<C>(p[l]);
@@ -55,7 +73,7 @@ inline Lanes<compute_t<T>> load_lanes_partial(const T* p, int64_t count, compute
 template <class C, size_t... kLane>
 [[gnu::always_inline]] inline C fold_lanes(Lanes<C> v, auto combine, std::index_sequence<kLane...>) {
   using Index = std::conditional_t<sizeof(C) == 4, int32_t, int64_t>;
-  typedef Index Mask __attribute__((vector_size(64)));
+  typedef Index Mask __attribute__((vector_size(kVectorBytes)));
   const auto stage = [&](auto half) {
     constexpr size_t kHalf = decltype(half)::value;
     if constexpr (kHalf < sizeof...(kLane))
@@ -136,5 +154,34 @@ RZ_MATH_FN float exp_flushed(float x) {
   return x < -87.0f ? 0.0f : e;
 }
 RZ_MATH_FN double exp_flushed(double x) { return x < -708.0 ? 0.0 : math::exp(x); }
+
+// f on every lane; the compiler makes vector code of it.
+template <class C, class F>
+[[gnu::always_inline]] inline Lanes<C> map_lanes(Lanes<C> v, F f) {
+  C in[kLanes<C>];
+  C out[kLanes<C>];
+  std::memcpy(in, &v, sizeof v);
+  for (int64_t l = 0; l < kLanes<C>; ++l) out[l] = f(in[l]);
+  std::memcpy(&v, out, sizeof v);
+  return v;
+}
+
+template <class C>
+[[gnu::always_inline]] inline void store_lanes(C* p, Lanes<C> v) {
+  std::memcpy(p, &v, sizeof v);
+}
+
+// row[count .. stop) = value, in whole vectors: `stop` is a multiple of kLanes.
+template <class C>
+[[gnu::always_inline]] inline void fill_tail(C* row, int64_t count, int64_t stop, C value) {
+  using Index = std::conditional_t<sizeof(C) == 4, int32_t, int64_t>;
+  typedef Index Mask __attribute__((vector_size(kVectorBytes)));
+  Mask lane;
+  for (int64_t l = 0; l < kLanes<C>; ++l) lane[l] = static_cast<Index>(l);
+  for (int64_t i = count / kLanes<C> * kLanes<C>; i < stop; i += kLanes<C>) {
+    const Lanes<C> v = load_lanes(row + i);
+    store_lanes<C>(row + i, lane < static_cast<Index>(count - i) ? v : Lanes<C>{} + value);
+  }
+}
 
 }  // namespace rz::cpu

@@ -6,6 +6,7 @@
 
 #include "runtime/core/parallel.h"
 #include "runtime/core/rank_context.h"
+#include "runtime/kernels/cpu/convert.h"
 
 namespace rz::cpu {
 
@@ -56,7 +57,13 @@ void reduce_columns(const T* x, int64_t rows, int64_t stride, int64_t n, double*
   std::fill_n(columns, n, Op::start());
   for (int64_t i = 0; i < rows; ++i) {
     const T* row = x + i * stride;
-    for (int64_t j = 0; j < n; ++j) columns[j] = Op::join(columns[j], wide(row[j]));
+    if constexpr (std::is_same_v<T, f16>) {  // g++ 12 does not vectorize the conversions of _Float16
+      float converted[kColumns];
+      load_run(row, 1, converted, n);
+      for (int64_t j = 0; j < n; ++j) columns[j] = Op::join(columns[j], wide(converted[j]));
+    } else {
+      for (int64_t j = 0; j < n; ++j) columns[j] = Op::join(columns[j], wide(row[j]));
+    }
   }
 }
 
