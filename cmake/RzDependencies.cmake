@@ -30,6 +30,9 @@ rz_need(nlohmann_json_FOUND "nlohmann-json" "nlohmann-json3-dev")
 find_package(ZLIB QUIET)
 rz_need(ZLIB_FOUND "zlib" "zlib1g-dev")
 
+find_package(PNG QUIET)
+rz_need(PNG_FOUND "libpng" "libpng-dev")
+
 find_path(XXHASH_INCLUDE_DIR xxhash.h)
 find_library(XXHASH_LIBRARY xxhash)
 if(XXHASH_INCLUDE_DIR AND XXHASH_LIBRARY)

@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -22,6 +23,7 @@
 
 namespace rz::comm {
 
+class Dry;
 class Progress;
 struct Group;
 
@@ -34,6 +36,8 @@ class Communicator {
  public:
   // Made by run_ranks (comm/launch.h) or split().
   Communicator(std::shared_ptr<Progress> progress, std::shared_ptr<Group> group);
+  // Made by make_dry_communicator (comm/dry.h).
+  Communicator(std::shared_ptr<Dry> dry, std::shared_ptr<Group> group);
   ~Communicator();
   Communicator(Communicator&&) noexcept;
   Communicator& operator=(Communicator&&) noexcept;
@@ -62,7 +66,8 @@ class Communicator {
 
   // The communicator of the ranks that gave the same colour, numbered in the order of this group. It shares this rank's
   // progress thread and queue. COLLECTIVE over this group; blocks. Throws CommError.
-  Communicator split(int color);
+  // `color_of`, where given, is every rank's colour: what a dry communicator, alone, must know.
+  Communicator split(int color, const std::function<int(int rank)>& color_of = {});
 
   // This rank's bytes and messages so far, over all groups.
   WireStats wire_stats() const;
@@ -77,7 +82,11 @@ class Communicator {
   Progress& progress() { return *progress_; }
 
  private:
-  std::shared_ptr<Progress> progress_;
+  struct Prepared;
+  Work issue(Prepared&& operation);
+
+  std::shared_ptr<Progress> progress_;  // null in a dry run
+  std::shared_ptr<Dry> dry_;            // null otherwise
   std::shared_ptr<Group> group_;
 };
 

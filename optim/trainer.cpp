@@ -13,11 +13,7 @@ Trainer::Trainer(ShardedModel& model, ShardedOptimizer& optimizer, const Schedul
 
 MicroLoss Trainer::compute(int64_t micro_batch, const std::function<MicroLoss(int64_t)>& forward) {
   model_.begin_micro_batch(micro_batch);
-  MicroLoss micro;
-  {
-    PhaseScope phase(Phase::forward);
-    micro = forward(micro_batch);
-  }
+  const MicroLoss micro = forward(micro_batch);
   model_.backward(micro.loss, scaler_.scale(), micro.counts);
   return micro;
 }
@@ -31,6 +27,7 @@ Trainer::Totals Trainer::accumulate(const std::function<MicroLoss(int64_t)>& for
     loss_sum += micro.sum;
     count += static_cast<double>(micro.count);
   }
+  const ShardedModel::ScalarScope scalars(model_);
   // Each scalar's sum runs in the same order on every rank: all ranks decide alike.
   const bool ordered = model_.options().order == comm::Order::ordered;
   std::array<double, 3> global = {ordered ? 0.0 : model_.shard_sum_of_squares(), loss_sum, count};
@@ -50,6 +47,7 @@ Trainer::Totals Trainer::accumulate_exactly(int64_t step, const std::function<Mi
       loss_is_bad |= !loss.add(micro.sum);
       count += micro.count;
     }
+    const ShardedModel::ScalarScope scalars(model_);
     if (!model_.exact()->agree(model_.communicator(), step, loss_is_bad)) continue;
     std::array<Int128, 2> sums = {loss.value, count};
     const double squared_norm = model_.exact_sum_of_squares(sums);
@@ -60,6 +58,8 @@ Trainer::Totals Trainer::accumulate_exactly(int64_t step, const std::function<Mi
 }
 
 StepResult Trainer::step(int64_t step, const std::function<MicroLoss(int64_t)>& forward) {
+  // What is no other phase's is forward's: between its end and backward's begin the activations are held.
+  PhaseScope phase(Phase::forward);
   StepResult result;
   const Totals totals = model_.exact() != nullptr ? accumulate_exactly(step, forward, result.repeats) : accumulate(forward);
   result.loss_scale = scaler_.scale();

@@ -163,6 +163,7 @@ class Validator {
     within("training.clip_norm", t.clip_norm(), kNotNegative);
     within("training.ema_decay", t.ema_decay(), kBelowOne);
     within("training.save_every", t.save_every(), 0, kMaxSteps);
+    within("training.memory_limit_mb", t.memory_limit_mb(), kNotNegative);
     if (t.precision() == ringzero::Training::F16) loss_scaling(t.loss_scaling());
   }
 

@@ -20,7 +20,7 @@ class LanguageTask final : public Task {
   int64_t items_per_sample() const override { return model_.config().context; }
   int64_t evaluation_samples() const override;
   EvaluationSum evaluate(models::SampleRange samples) override;
-  uint64_t data_digest() const override { return dataset_.digest(); }
+  uint64_t data_digest() const override { return dry_run() ? 0 : dataset_.digest(); }
   std::string vocabulary_json() const override;
 
  private:

@@ -6,6 +6,8 @@
 #include "comm/launch.h"
 #include "tools/collectives_command.h"
 #include "tools/console.h"
+#include "tools/memory_command.h"
+#include "tools/plan_command.h"
 #include "tools/sample_command.h"
 #include "tools/train_command.h"
 #include "tools/version.h"
@@ -18,6 +20,8 @@ int main(int argc, char** argv) {
   rz::tools::add_train_command(app, exit_code);
   rz::tools::add_sample_command(app, exit_code);
   rz::tools::add_collectives_command(app);
+  rz::tools::add_plan_command(app);
+  rz::tools::add_memory_command(app);
   try {
     rz::tools::require_cpu();
     app.parse(argc, argv);

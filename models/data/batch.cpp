@@ -15,6 +15,7 @@ template <class StartOf>
 TokenBatch cut_windows(const Tokens& tokens, int64_t count, int64_t context, StartOf start_of) {
   TokenBatch batch{Tensor::empty({count, context}, DType::i32, Category::input, "batch inputs"),
                    Tensor::empty({count, context}, DType::i32, Category::input, "batch targets")};
+  if (dry_run()) return batch;
   auto* inputs_BT = batch.inputs.data<int32_t>();
   auto* targets_BT = batch.targets.data<int32_t>();
   std::vector<int32_t> window(static_cast<size_t>(context) + 1);

@@ -11,6 +11,10 @@
 
 namespace rz::models {
 
+// The King James Bible as load_king_james_bible gives it: bytes, and how many different ones.
+inline constexpr int64_t kKingJamesBytes = 4137850;
+inline constexpr int64_t kKingJamesSymbols = 63;
+
 // Any file of bytes.
 TokenDataset load_text_file(const std::string& path, double validation_fraction);
 

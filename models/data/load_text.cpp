@@ -20,7 +20,7 @@ namespace rz::models {
 namespace {
 
 constexpr int64_t kVerses = 31102;
-constexpr size_t kBibleBytes = 4137850;
+constexpr size_t kBibleBytes = kKingJamesBytes;
 // What is printed carries a reference of at most 13 bytes a verse; far more than that is some other program.
 constexpr size_t kMaxOutputBytes = size_t{16} << 20;
 constexpr const char* kInstall = "install it with: apt-get install bible-kjv bible-kjv-text";

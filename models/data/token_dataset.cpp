@@ -24,10 +24,14 @@ void Tokens::copy_to(int64_t begin, std::span<int32_t> out) const {
 
 const char* name(Split split) { return split == Split::train ? "training" : "validation"; }
 
+int64_t held_out_bytes(int64_t total, double validation_fraction) {
+  return static_cast<int64_t>(std::llround(static_cast<double>(total) * validation_fraction));
+}
+
 TokenDataset TokenDataset::of_text(std::string_view text, double validation_fraction, std::string source) {
   RZ_CONFIG_CHECK(validation_fraction > 0 && validation_fraction < 1, "validation fraction {} is not between 0 and 1", validation_fraction);
   const auto total = static_cast<int64_t>(text.size());
-  const auto held_out = static_cast<int64_t>(std::llround(static_cast<double>(total) * validation_fraction));
+  const int64_t held_out = held_out_bytes(total, validation_fraction);
   RZ_CONFIG_CHECK(held_out >= 2 && total - held_out >= 2, "{} has {} bytes: too few to hold out a fraction of {} for validation", source,
                   total, validation_fraction);
   TokenDataset dataset;

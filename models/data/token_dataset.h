@@ -43,6 +43,9 @@ class Tokens {
   int token_bytes_ = 1;
 };
 
+// How much of a text of `total` bytes is held out.
+int64_t held_out_bytes(int64_t total, double validation_fraction);
+
 enum class Split { train, validation };
 const char* name(Split split);
 

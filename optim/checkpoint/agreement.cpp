@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "runtime/core/rank_context.h"
 #include "runtime/core/storage.h"
 
 namespace rz::optim::checkpoint {
@@ -15,6 +16,7 @@ std::vector<std::string> gather_strings(comm::Communicator& comm, std::string_vi
   const auto ranks = static_cast<size_t>(comm.size());
   std::vector<int64_t> lengths(ranks);
   const auto own_length = static_cast<int64_t>(own.size());
+  lengths[static_cast<size_t>(comm.rank())] = own_length;
   comm.all_gather(&own_length, lengths.data(), ranks, DType::i64, {.name = kName}).wait();
   const auto longest = static_cast<size_t>(*std::max_element(lengths.begin(), lengths.end()));
   std::vector<std::string> out(ranks);
@@ -22,6 +24,7 @@ std::vector<std::string> gather_strings(comm::Communicator& comm, std::string_vi
 
   // Chunks of equal length, so that chunk r of the buffer is rank r's padded string.
   const auto storage = Storage::make(longest * ranks, Category::workspace, "checkpoint: strings of all ranks");
+  if (dry_run()) return std::vector<std::string>(ranks, std::string(own));  // nobody else is there to disagree
   auto* all = reinterpret_cast<char*>(storage->data());
   char* mine = all + longest * static_cast<size_t>(comm.rank());
   std::memset(mine, 0, longest);

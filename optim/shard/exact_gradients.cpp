@@ -18,7 +18,7 @@ ExactGradients::ExactGradients(const FlatLayout& layout, GradientGrids& grids, R
 
 void ExactGradients::zero_all() {
   sums_->materialize();
-  std::memset(sums_->data(), 0, sums_->size_bytes());
+  if (!dry_run()) std::memset(sums_->data(), 0, sums_->size_bytes());
 }
 
 void ExactGradients::add(const std::shared_ptr<Storage>& gradients, const std::vector<char>& contributed) {
@@ -30,7 +30,7 @@ void ExactGradients::add(const std::shared_ptr<Storage>& gradients, const std::v
     if (partial) {
       zero_all();
       accumulate = true;
-    } else {
+    } else if (!dry_run()) {
       for (const Range& gap : layout_.padding()) std::fill(sums + gap.begin, sums + gap.end, 0);
     }
     have_sums_ = true;
@@ -57,7 +57,7 @@ void ExactGradients::finish_reduce(bool accumulate, Tensor& out) {
   if (memory_.apart) {
     if (accumulate)
       kernels.add_sums(result, own_sums_);
-    else
+    else if (!dry_run())
       std::memcpy(own_sums_.raw_data(), result.raw_data(), result.size_bytes());
     result = own_sums_;
   }

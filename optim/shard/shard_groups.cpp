@@ -10,8 +10,8 @@ ShardGroups::ShardGroups(comm::Communicator& comm, int64_t group_size) : comm_(c
   groups_ = static_cast<int>(comm.size() / size);
   if (groups_ == 1) return;
   group_ = static_cast<int>(comm.rank() / size);
-  inner_ = comm.split(group_);
-  across_ = comm.split(static_cast<int>(comm.rank() % size));
+  inner_ = comm.split(group_, [size](int rank) { return static_cast<int>(rank / size); });
+  across_ = comm.split(static_cast<int>(comm.rank() % size), [size](int rank) { return static_cast<int>(rank % size); });
 }
 
 comm::Work ShardGroups::reduce(void* full, void* own, size_t elements, DType dtype, bool whole, comm::CollectiveOptions options) {

@@ -239,6 +239,13 @@ double ShardedModel::exact_sum_of_squares(std::span<Int128> more) {
   return total;
 }
 
+uint64_t ShardedModel::payload_bytes_sent() const {
+  const comm::WireStats stats = comm_.wire_stats();
+  uint64_t sum = 0;
+  for (const auto& count : stats.payload) sum += count.sent_bytes;
+  return sum;
+}
+
 void ShardedModel::reduce_scalars(std::span<double> values) {
   comm_.all_reduce(values.data(), values.size(), DType::f64, comm::ReduceOp::sum, {.name = "scalars", .order = options_.order}).wait();
 }
@@ -260,8 +267,9 @@ void ShardedModel::visit_weights(const std::function<void(const nn::Parameter&)>
 }
 
 uint64_t ShardedModel::weights_digest() {
+  PhaseScope phase(Phase::save);
   std::map<std::string, uint64_t> by_name;
-  visit_weights([&](const nn::Parameter& p) { by_name[p.name] = XXH3_64bits(p.value.raw_data(), p.value.size_bytes()); });
+  visit_weights([&](const nn::Parameter& p) { by_name[p.name] = dry_run() ? 0 : XXH3_64bits(p.value.raw_data(), p.value.size_bytes()); });
   std::string all;
   for (const auto& [name, hash] : by_name) all += fmt::format("{} {:016x}\n", name, hash);
   return XXH3_64bits(all.data(), all.size());

@@ -71,6 +71,19 @@ class ShardedModel final : public nn::UnitObserver, public autograd::GradientSin
   double exact_sum_of_squares(std::span<Int128> more);
   // values[i] = sum over the ranks, in the order of the reductions. COLLECTIVE.
   void reduce_scalars(std::span<double> values);
+  // What this rank sends while one lives is counted as scalars. No gather, reduction or publication may be on its way.
+  class ScalarScope {
+   public:
+    explicit ScalarScope(ShardedModel& model) : model_(model), before_(model.payload_bytes_sent()) {}
+    ~ScalarScope() { model_.scalar_bytes_sent_ += model_.payload_bytes_sent() - before_; }
+    ScalarScope(const ScalarScope&) = delete;
+    ScalarScope& operator=(const ScalarScope&) = delete;
+
+   private:
+    ShardedModel& model_;
+    uint64_t before_;
+  };
+  uint64_t scalar_bytes_sent() const { return scalar_bytes_sent_; }
   // After an update: every rank gets every weight it keeps. COLLECTIVE.
   void publish();
 
@@ -102,6 +115,7 @@ class ShardedModel final : public nn::UnitObserver, public autograd::GradientSin
     std::vector<size_t> last_used_here;
   };
 
+  uint64_t payload_bytes_sent() const;
   void map_units();
   void gather_for(const UnitSpan& span, bool forward);
   void launch_ready_reductions(bool all);
@@ -120,6 +134,7 @@ class ShardedModel final : public nn::UnitObserver, public autograd::GradientSin
   size_t reduce_cursor_ = 0;    // reductions launched in this backward
   size_t finished_cursor_ = 0;  // of those, waited for
   int64_t micro_batch_ = 0;
+  uint64_t scalar_bytes_sent_ = 0;
   bool counts_ = true;          // the micro-batch in backward
 };
 

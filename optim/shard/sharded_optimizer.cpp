@@ -11,7 +11,7 @@ namespace {
 
 Tensor zero_state(int64_t elements, const std::string& owner) {
   Tensor t = Tensor::empty({elements}, DType::f32, Category::optimizer_state, owner);
-  std::memset(t.raw_data(), 0, t.size_bytes());
+  if (!dry_run()) std::memset(t.raw_data(), 0, t.size_bytes());
   return t;
 }
 
@@ -89,7 +89,7 @@ void ShardedOptimizer::swap_average() {
   RZ_CHECK(has_average(), "there is no weight average to swap in");
   for (UnitState& s : units_) {
     Tensor weights = s.weights();
-    std::swap_ranges(weights.data<float>(), weights.data<float>() + weights.numel(), s.average.data<float>());
+    if (!dry_run()) std::swap_ranges(weights.data<float>(), weights.data<float>() + weights.numel(), s.average.data<float>());
     weights.bump_version();
     s.round_weights();
   }

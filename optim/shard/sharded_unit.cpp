@@ -8,6 +8,13 @@
 
 namespace rz::optim {
 
+namespace {
+// Zero is all bits zero in every floating-point type.
+void zero(std::byte* data, size_t bytes) {
+  if (!dry_run()) std::memset(data, 0, bytes);
+}
+}  // namespace
+
 ShardedUnit::ShardedUnit(BucketPlan plan, const ShardingPolicy& policy, const Precision& precision, const Accumulation& accumulation,
                          comm::Order order, ShardGroups& groups, GradientGrids* exact)
     : plan_(std::move(plan)),
@@ -28,11 +35,11 @@ ShardedUnit::ShardedUnit(BucketPlan plan, const ShardingPolicy& policy, const Pr
   if (policy_.parameters) {
     weights_ = Storage::make_released(full_bytes, Category::communication, plan_.name + " gathered weights");
     weights_shard_ = Storage::make(shard_bytes, Category::parameter, plan_.name + " weight shard");
-    std::memset(weights_shard_->data(), 0, shard_bytes);
+    zero(weights_shard_->data(), shard_bytes);
     weight_view_ = Tensor::over(weights_shard_, {shard_.length()}, dtype);
   } else {
     weights_ = Storage::make(full_bytes, Category::parameter, plan_.name + " weights");
-    std::memset(weights_->data(), 0, full_bytes);
+    zero(weights_->data(), full_bytes);
     weight_view_ = Tensor::over(weights_, {update_range_.length()}, dtype, update_range_.begin);
     weights_state_ = WeightsState::gathered;
   }
@@ -43,7 +50,7 @@ ShardedUnit::ShardedUnit(BucketPlan plan, const ShardingPolicy& policy, const Pr
   if (exact != nullptr) {
     gradients_ = Storage::make_released(full_bytes, Category::communication, plan_.name + " gradients");
     accumulated_ = Tensor::empty({update_range_.length()}, DType::f32, Category::gradient, plan_.name + " reduced gradients");
-    std::memset(accumulated_.raw_data(), 0, accumulated_.size_bytes());  // its padding, for good
+    zero(accumulated_.raw_data(), accumulated_.size_bytes());  // its padding, for good
     gradient_view_ = accumulated_;
     exact_ = std::make_unique<ExactGradients>(layout_, *exact, update_range_, ExactGradients::Memory{.transient = policy_.gradients, .apart = apart}, plan_.name);
     return;
@@ -116,9 +123,8 @@ void ShardedUnit::release() {
   weights_state_ = WeightsState::sharded;
 }
 
-// Zero is all bits zero in every floating-point type.
 void ShardedUnit::zero_gradients(Range range) {
-  std::memset(at(gradients_, range.begin), 0, static_cast<size_t>(range.length()) * size_bytes(precision_.weights));
+  zero(at(gradients_, range.begin), static_cast<size_t>(range.length()) * size_bytes(precision_.weights));
 }
 
 void ShardedUnit::materialize_gradients() {

@@ -9,6 +9,7 @@
 #include <mutex>
 #include <set>
 #include <utility>
+#include <vector>
 
 #include "runtime/core/error.h"
 
@@ -16,7 +17,11 @@ namespace rz::allocator {
 
 namespace {
 
-constexpr size_t kSegmentBytes = size_t{32} << 20;  // smaller requests share segments of this size
+#ifdef RZ_TSAN
+constexpr size_t kArenaBytes = size_t{64} << 30;  // ThreadSanitizer leaves fewer addresses
+#else
+constexpr size_t kArenaBytes = size_t{1} << 40;
+#endif
 constexpr size_t kHugePage = size_t{2} << 20;
 
 constexpr size_t round_up(size_t value, size_t multiple) { return (value + multiple - 1) / multiple * multiple; }
@@ -28,7 +33,9 @@ Stats g_stats;
 
 #else
 
-// Blocks tile their segment. Free blocks are found by (size, address); neighbours through the map of all blocks by address.
+// Blocks tile their arena: a long range of reserved addresses whose front part, up to `top`, may be used. Neighbours always merge, and
+// a request that no free block serves moves the top by what is missing. Free blocks are found by (size, address), neighbours
+// through the map of all blocks by address.
 class Heap {
  public:
   void* allocate(size_t bytes) {
@@ -36,13 +43,13 @@ class Heap {
     std::lock_guard lock(mutex_);
     auto fit = free_.lower_bound({size, 0});
     if (fit == free_.end()) {
-      map_segment(size);
+      grow(size);
       fit = free_.lower_bound({size, 0});
     }
     const auto [block_size, address] = *fit;
     free_.erase(fit);
-    blocks_.at(address) = {size, false, blocks_.at(address).starts_segment};
-    if (block_size > size) add_free(address + size, block_size - size, false);
+    blocks_.at(address) = {size, false};
+    if (block_size > size) add_free(address + size, block_size - size);
     stats_.requested_bytes += static_cast<int64_t>(bytes);
     return reinterpret_cast<void*>(address);
   }
@@ -52,13 +59,14 @@ class Heap {
     stats_.requested_bytes -= static_cast<int64_t>(bytes);
     auto block = blocks_.find(reinterpret_cast<uintptr_t>(pointer));
     block->second.is_free = true;
-    if (auto next = std::next(block); next != blocks_.end() && next->second.is_free && !next->second.starts_segment) {
+    // Arenas do not touch: there is a guard behind each top.
+    if (auto next = std::next(block); next != blocks_.end() && next->second.is_free && block->first + block->second.size == next->first) {
       free_.erase({next->second.size, next->first});
       block->second.size += next->second.size;
       blocks_.erase(next);
     }
-    if (!block->second.starts_segment) {
-      if (auto previous = std::prev(block); previous->second.is_free) {
+    if (block != blocks_.begin()) {
+      if (auto previous = std::prev(block); previous->second.is_free && previous->first + previous->second.size == block->first) {
         free_.erase({previous->second.size, previous->first});
         previous->second.size += block->second.size;
         blocks_.erase(block);
@@ -73,19 +81,23 @@ class Heap {
     return stats_;
   }
 
+  // The free end of each arena goes back to the system.
   void trim() {
     std::lock_guard lock(mutex_);
-    for (auto segment = segments_.begin(); segment != segments_.end();) {
-      const auto block = blocks_.find(segment->first);
-      if (!block->second.is_free || block->second.size != segment->second) {
-        ++segment;
-        continue;
-      }
-      free_.erase({block->second.size, block->first});
-      blocks_.erase(block);
-      munmap(reinterpret_cast<void*>(segment->first), segment->second);
-      stats_.mapped_bytes -= static_cast<int64_t>(segment->second);
-      segment = segments_.erase(segment);
+    for (Arena& arena : arenas_) {
+      const auto last = last_block(arena);
+      if (last == blocks_.end() || !last->second.is_free) continue;
+      const uintptr_t keep = round_up(last->first, kHugePage);
+      if (keep >= arena.top) continue;
+      const size_t bytes = arena.top - keep;
+      if (madvise(reinterpret_cast<void*>(keep), bytes, MADV_DONTNEED) != 0) continue;
+      if (mprotect(reinterpret_cast<void*>(keep), bytes, PROT_NONE) != 0) continue;
+      const uintptr_t start = last->first;
+      free_.erase({last->second.size, start});
+      blocks_.erase(last);
+      if (keep > start) add_free(start, keep - start);
+      arena.top = keep;
+      stats_.mapped_bytes -= static_cast<int64_t>(bytes);
     }
   }
 
@@ -93,34 +105,74 @@ class Heap {
   struct Block {
     size_t size = 0;
     bool is_free = false;
-    bool starts_segment = false;
   };
+  struct Arena {
+    uintptr_t begin = 0;
+    uintptr_t top = 0;
+    uintptr_t end = 0;
+  };
+  using Blocks = std::map<uintptr_t, Block>;
 
-  void add_free(uintptr_t address, size_t size, bool starts_segment) {
-    blocks_[address] = {size, true, starts_segment};
+  void add_free(uintptr_t address, size_t size) {
+    blocks_[address] = {size, true};
     free_.insert({size, address});
   }
 
-  void map_segment(size_t size) {
-    const size_t bytes = size >= kSegmentBytes / 2 ? round_up(size, kHugePage) : kSegmentBytes;
-    // Over-map by one huge page and cut, so that the segment starts on a huge-page boundary.
-    void* raw = mmap(nullptr, bytes + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    RZ_CHECK(raw != MAP_FAILED, "out of memory: the system refused {} bytes (ringzero holds {} already)", bytes, stats_.mapped_bytes);
-    const auto start = reinterpret_cast<uintptr_t>(raw);
-    const uintptr_t aligned = round_up(start, kHugePage);
-    if (aligned > start) munmap(raw, aligned - start);
-    if (const size_t tail = start + kHugePage - aligned; tail > 0) munmap(reinterpret_cast<void*>(aligned + bytes), tail);
-    madvise(reinterpret_cast<void*>(aligned), bytes, MADV_HUGEPAGE);
-    segments_[aligned] = bytes;
+  // The block that ends at the arena's top; end() while it is empty.
+  Blocks::iterator last_block(const Arena& arena) {
+    const auto after = blocks_.lower_bound(arena.top);
+    if (arena.top == arena.begin || after == blocks_.begin()) return blocks_.end();
+    return std::prev(after);
+  }
+
+  // Afterwards some free block has `size` bytes or more.
+  void grow(size_t size) {
+    if (arenas_.empty() || !extend(arenas_.back(), size)) {
+      reserve(size);
+      RZ_CHECK(extend(arenas_.back(), size), "out of memory: the system refused {} bytes (ringzero holds {} already)", size, stats_.mapped_bytes);
+    }
+  }
+
+  bool extend(Arena& arena, size_t size) {
+    const auto last = last_block(arena);
+    const bool joins = last != blocks_.end() && last->second.is_free;
+    const size_t bytes = round_up(joins ? size - last->second.size : size, kHugePage);
+    if (bytes > arena.end - arena.top) return false;
+    RZ_CHECK(mprotect(reinterpret_cast<void*>(arena.top), bytes, PROT_READ | PROT_WRITE) == 0,
+             "out of memory: the system refused {} bytes (ringzero holds {} already)", bytes, stats_.mapped_bytes);
+    if (joins) {
+      free_.erase({last->second.size, last->first});
+      last->second.size += bytes;
+      free_.insert({last->second.size, last->first});
+    } else {
+      add_free(arena.top, bytes);
+    }
+    arena.top += bytes;
     stats_.mapped_bytes += static_cast<int64_t>(bytes);
     ++stats_.system_allocations;
-    add_free(aligned, bytes, true);
+    return true;
+  }
+
+  // Addresses alone, which cost nothing; less where the system limits them.
+  void reserve(size_t size) {
+    const size_t least = round_up(size, kHugePage) + 2 * kHugePage;
+    void* raw = MAP_FAILED;
+    size_t bytes = std::max(kArenaBytes, least);
+    for (; raw == MAP_FAILED && bytes >= least; bytes /= 2)
+      if (raw = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0); raw != MAP_FAILED) break;
+    RZ_CHECK(raw != MAP_FAILED, "out of memory: the system refused {} bytes (ringzero holds {} already)", size, stats_.mapped_bytes);
+    const auto start = reinterpret_cast<uintptr_t>(raw);
+    Arena arena;
+    arena.begin = arena.top = round_up(start, kHugePage);
+    arena.end = (start + bytes) / kHugePage * kHugePage - kHugePage;  // the last page is the guard
+    madvise(reinterpret_cast<void*>(arena.begin), arena.end - arena.begin, MADV_HUGEPAGE);
+    arenas_.push_back(arena);
   }
 
   std::mutex mutex_;
-  std::map<uintptr_t, Block> blocks_;
+  Blocks blocks_;
   std::set<std::pair<size_t, uintptr_t>> free_;
-  std::map<uintptr_t, size_t> segments_;
+  std::vector<Arena> arenas_;  // the last one grows
   Stats stats_;
 };
 
@@ -132,7 +184,32 @@ Heap& heap() {
 
 #endif
 
+constexpr size_t kLargestReserve = size_t{32} << 40;  // of the 128 TiB that a process can address
+constexpr size_t kSmallestReserve = size_t{1} << 30;
+
+struct Reserve {
+  void* start = nullptr;
+  size_t bytes = 0;
+};
+
+// As large as the system allows: sanitizers and limits on address space leave less.
+Reserve map_reserve() {
+  for (size_t bytes = kLargestReserve; bytes >= kSmallestReserve; bytes /= 2) {
+    void* start = mmap(nullptr, bytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (start == MAP_FAILED) continue;
+    madvise(start, bytes, MADV_DONTDUMP);
+    return {start, bytes};
+  }
+  return {};
+}
+
 }  // namespace
+
+void* reserved(size_t bytes) {
+  static const Reserve reserve = map_reserve();
+  RZ_CHECK(bytes <= reserve.bytes, "a dry run cannot address {} bytes in one piece; {} are reserved", bytes, reserve.bytes);
+  return reserve.start;
+}
 
 #ifdef RZ_ASAN
 

@@ -1,7 +1,7 @@
-// The caching allocator: 64-byte-aligned blocks cut from large mapped segments, best fit, split and merged, kept for reuse.
+// The caching allocator: 64-byte-aligned blocks cut from one long range of addresses, best fit, split and merged, kept for reuse.
 //
-// * Process-wide and thread-safe (one mutex). Segments are advised to use huge pages, which is worth about a tenth of a
-//   matrix product's time.
+// * Process-wide and thread-safe (one mutex). The range is advised to use huge pages, which is worth about a tenth of a
+//   matrix product's time, and grows by what is missing: memory taken stays close to the ledger's peak.
 // * Under AddressSanitizer every block is a malloc of its own, so that use after free is seen.
 // * Counts its own live bytes, apart from the ledger in memory.h: the two must agree.
 #pragma once
@@ -17,6 +17,10 @@ inline constexpr size_t kAlignment = 64;
 void* allocate(size_t bytes);
 void deallocate(void* pointer, size_t bytes) noexcept;
 
+// The first `bytes` of one region of addresses for dry runs, the same for every caller: never backed by memory, zero to read,
+// a fault to write. Throws rz::Error when the system gives no address range that large.
+void* reserved(size_t bytes);
+
 struct Stats {
   int64_t requested_bytes = 0;       // live, as asked for
   int64_t mapped_bytes = 0;          // taken from the system: live + cached
@@ -24,7 +28,7 @@ struct Stats {
 };
 Stats stats();
 
-// Gives wholly free segments back to the system.
+// Gives the free end of the range back to the system.
 void trim();
 
 }  // namespace rz::allocator

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "runtime/core/error.h"
+#include "runtime/core/memory_limit.h"
 #include "runtime/core/rank_context.h"
 #include "runtime/core/storage.h"
 
@@ -129,7 +130,7 @@ void MemoryTracker::on_materialize(const Storage& storage, int64_t bytes) {
       return;
     }
   }
-  throw Error(fmt::format("memory limit of {} bytes exceeded: '{}' asks for {} bytes of {} in phase {}, which would make {}\n{}", limit_,
+  throw Error(fmt::format("{} {} bytes exceeded: '{}' asks for {} bytes of {} in phase {}, which would make {}\n{}", kMemoryLimitError, limit_,
                           storage.owner(), bytes, name(storage.category()), name(phase()), would_be, report()));
 }
 

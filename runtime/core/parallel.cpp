@@ -17,7 +17,8 @@ inline void relax() {
 }
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) : threads_(threads) {
+ThreadPool::ThreadPool(int threads, bool start) : threads_(threads) {
+  if (!start) return;
   for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { worker(i); });
 }
 
@@ -91,7 +92,9 @@ void ThreadPool::worker(int index) {
 
 void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
   if (count <= 0) return;
-  auto& pool = RankContext::current()->threads();
+  RankContext& context = *RankContext::current();
+  if (context.dry()) return;
+  auto& pool = context.threads();
   const int64_t most = std::max<int64_t>(1, count / std::max<int64_t>(1, grain));
   const int pieces = static_cast<int>(std::min<int64_t>(pool.threads(), most));
   if (pieces == 1) return body(0, count);

@@ -20,7 +20,8 @@ namespace rz {
 
 class ThreadPool {
  public:
-  explicit ThreadPool(int threads);
+  // Without `start` the pool only knows its size: run() must not be called.
+  explicit ThreadPool(int threads, bool start = true);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;

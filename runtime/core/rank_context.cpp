@@ -9,11 +9,17 @@ namespace {
 thread_local std::shared_ptr<RankContext> t_bound;
 }
 
-RankContext::RankContext(int rank, int threads) : rank_(rank), memory_(std::make_shared<MemoryTracker>()) { set_threads(threads); }
+RankContext::RankContext(int rank, int threads, bool dry) : rank_(rank), dry_(dry), memory_(std::make_shared<MemoryTracker>()) {
+  set_threads(threads);
+}
 RankContext::~RankContext() = default;
 
 std::shared_ptr<RankContext> RankContext::make(int rank, int threads) {
-  return std::shared_ptr<RankContext>(new RankContext(rank, threads));
+  return std::shared_ptr<RankContext>(new RankContext(rank, threads, false));
+}
+
+std::shared_ptr<RankContext> RankContext::make_dry(int rank, int threads) {
+  return std::shared_ptr<RankContext>(new RankContext(rank, threads, true));
 }
 
 const std::shared_ptr<RankContext>& RankContext::current() {
@@ -25,7 +31,7 @@ const std::shared_ptr<RankContext>& RankContext::current() {
 void RankContext::set_threads(int threads) {
   RZ_CONFIG_CHECK(threads >= 1 && threads <= 1024, "threads must be between 1 and 1024, not {}", threads);
   threads_.reset();
-  threads_ = std::make_unique<ThreadPool>(threads);
+  threads_ = std::make_unique<ThreadPool>(threads, !dry_);
 }
 
 RankContextScope::RankContextScope(std::shared_ptr<RankContext> context) : previous_(std::move(t_bound)) { t_bound = std::move(context); }

@@ -14,12 +14,17 @@ class RankContext {
  public:
   // `threads` = compute threads of this rank, the caller included.
   static std::shared_ptr<RankContext> make(int rank, int threads = 1);
+  // A rank that only pretends: code bound to it runs as always and is counted in the ledger to the byte, but its storages cost no
+  // memory, parallel_for calls no body and no thread is started. What storages hold reads as zeros and must not be written;
+  // code that writes outside parallel_for asks dry_run() first. This is how a job is planned by the code that runs it.
+  static std::shared_ptr<RankContext> make_dry(int rank, int threads = 1);
   // The one bound to this thread, or the process's own (rank 0, one thread).
   static const std::shared_ptr<RankContext>& current();
 
   ~RankContext();
 
   int rank() const { return rank_; }
+  bool dry() const { return dry_; }
   MemoryTracker& memory() { return *memory_; }
   const std::shared_ptr<MemoryTracker>& shared_memory() const { return memory_; }
 
@@ -28,12 +33,16 @@ class RankContext {
   void set_threads(int threads);
 
  private:
-  RankContext(int rank, int threads);
+  RankContext(int rank, int threads, bool dry);
 
   int rank_;
+  bool dry_;
   std::shared_ptr<MemoryTracker> memory_;
   std::unique_ptr<ThreadPool> threads_;
 };
+
+// Whether this thread's rank only pretends (RankContext::make_dry): nothing may be written, nothing read is meant.
+inline bool dry_run() { return RankContext::current()->dry(); }
 
 // Binds a context to this thread for the scope's life.
 class RankContextScope {

@@ -7,7 +7,7 @@
 namespace rz {
 
 Storage::Storage(size_t bytes, Category category, std::string owner)
-    : size_bytes_(bytes), category_(category), owner_(std::move(owner)), tracker_(RankContext::current()->shared_memory()) {}
+    : size_bytes_(bytes), dry_(dry_run()), category_(category), owner_(std::move(owner)), tracker_(RankContext::current()->shared_memory()) {}
 
 std::shared_ptr<Storage> Storage::make_released(size_t bytes, Category category, std::string owner) {
   return std::shared_ptr<Storage>(new Storage(bytes, category, std::move(owner)));
@@ -31,7 +31,7 @@ void Storage::materialize() {
   }
   tracker_->on_materialize(*this, static_cast<int64_t>(size_bytes_));
   try {
-    data_ = static_cast<std::byte*>(allocator::allocate(size_bytes_));
+    data_ = static_cast<std::byte*>(dry_ ? allocator::reserved(size_bytes_) : allocator::allocate(size_bytes_));
   } catch (...) {
     tracker_->on_release(*this, static_cast<int64_t>(size_bytes_));
     throw;
@@ -41,7 +41,7 @@ void Storage::materialize() {
 void Storage::release() noexcept {
   if (data_ == nullptr) return;
   if (size_bytes_ > 0) {
-    allocator::deallocate(data_, size_bytes_);
+    if (!dry_) allocator::deallocate(data_, size_bytes_);
     tracker_->on_release(*this, static_cast<int64_t>(size_bytes_));
   }
   data_ = nullptr;

@@ -2,7 +2,9 @@
 //
 // 1. A Storage is materialized (has bytes) or released (has none); views hold the Storage, never its bytes.
 // 2. data() of a released Storage throws, naming its owner: no view can read weights that are sharded away.
-// 3. Its category is fixed for each materialization and counted in the rank's MemoryTracker.
+// 3. In a dry run (rank_context.h) it is counted as always, but its bytes are a part of one region that all share: reserved
+//    addresses, zero to read, a fault to write.
+// 4. Its category is fixed for each materialization and counted in the rank's MemoryTracker.
 // Not thread-safe; hand it over between threads with a happens-before.
 #pragma once
 
@@ -55,6 +57,7 @@ class Storage {
   std::byte* data_ = nullptr;
   size_t size_bytes_ = 0;
   uint32_t version_ = 0;
+  bool dry_ = false;
   Category category_;
   Device device_;
   std::string owner_;

@@ -25,12 +25,13 @@ Tensor Tensor::empty(Shape shape, DType dtype, std::string owner) { return empty
 
 Tensor Tensor::zeros(Shape shape, DType dtype, std::string owner) {
   Tensor t = empty(shape, dtype, std::move(owner));
-  std::memset(t.raw_data(), 0, t.size_bytes());
+  if (!dry_run()) std::memset(t.raw_data(), 0, t.size_bytes());
   return t;
 }
 
 Tensor Tensor::full(Shape shape, double value, DType dtype, std::string owner) {
   Tensor t = empty(shape, dtype, std::move(owner));
+  if (dry_run()) return t;
   dispatch(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     std::fill_n(t.data<T>(), t.numel(), static_cast<T>(static_cast<compute_t<T>>(value)));

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "runtime/core/dtype.h"
+#include "runtime/core/rank_context.h"
 #include "runtime/core/shape.h"
 #include "runtime/core/storage.h"
 
@@ -110,7 +111,7 @@ template <class T>
 Tensor Tensor::of(Shape shape, const std::vector<T>& values, std::string owner) {
   RZ_CHECK(shape.numel() == static_cast<int64_t>(values.size()), "{} values do not fill shape {}", values.size(), shape.str());
   Tensor t = empty(shape, dtype_of<T>, std::move(owner));
-  std::copy(values.begin(), values.end(), t.data<T>());
+  if (!dry_run()) std::copy(values.begin(), values.end(), t.data<T>());
   return t;
 }
 

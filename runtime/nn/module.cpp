@@ -17,6 +17,7 @@ Tensor released_tensor(const std::string& name, const Shape& shape, DType dtype)
 void initial_values(const Parameter& parameter, uint64_t seed, int64_t begin, int64_t end, float* out) {
   RZ_CHECK(0 <= begin && begin <= end && end <= parameter.numel(), "elements [{}, {}) are outside '{}' {}", begin, end, parameter.name,
            parameter.shape().str());
+  if (dry_run()) return;
   switch (parameter.init.kind) {
     case Init::Kind::zeros: std::fill(out, out + (end - begin), 0.0f); return;
     case Init::Kind::ones: std::fill(out, out + (end - begin), 1.0f); return;

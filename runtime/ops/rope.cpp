@@ -13,6 +13,7 @@ RopeTable make_rope_table(int64_t positions, int64_t head_dim, double base, DTyp
            "rope: {} positions, head width {} (must be even) and base {} make no table", positions, head_dim, base);
   RZ_CHECK(dtype == DType::f32 || dtype == DType::f64, "rope: a table is f32 or f64, not {}", name(dtype));
   RopeTable table{Tensor::empty({positions, head_dim}, dtype, category, "rope table")};
+  if (dry_run()) return table;
   const int64_t half = head_dim / 2;
   const auto fill = [&](auto* out) {
     using C = std::remove_pointer_t<decltype(out)>;

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "runtime/core/parallel.h"
+#include "runtime/core/rank_context.h"
 #include "runtime/kernels/backend.h"
 
 namespace rz::cpu {
@@ -25,6 +26,7 @@ void check(const Tensor& ids, const Tensor& rows, const Tensor& table) {
   RZ_CHECK(ids.is_contiguous() && rows.is_contiguous() && table.is_contiguous() && rows.rank() == 2 && table.rank() == 2 &&
                rows.size(0) == ids.numel() && rows.size(1) == table.size(1) && rows.dtype() == table.dtype(),
            "embedding: ids {}, rows {} and table {} do not fit", ids.str(), rows.str(), table.str());
+  if (dry_run()) return;
   with_ids(ids, [&](const auto* id) {
     const int64_t size = table.size(0);
     for (int64_t i = 0; i < ids.numel(); ++i)
@@ -55,6 +57,7 @@ class CpuEmbeddingKernels final : public EmbeddingKernels {
     // order[start[v] .. start[v + 1]) are the positions with id v, ascending.
     const Tensor start_tensor = Tensor::empty({table + 1}, DType::i64, Category::workspace, "embedding order");
     const Tensor order_tensor = Tensor::empty({count}, DType::i64, Category::workspace, "embedding order");
+    if (dry_run()) return;
     int64_t* start = start_tensor.data<int64_t>();
     int64_t* order = order_tensor.data<int64_t>();
     with_ids(ids, [&](const auto* id) {

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "runtime/core/parallel.h"
+#include "runtime/core/rank_context.h"
 #include "runtime/kernels/backend.h"
 #include "runtime/kernels/cpu/lanes.h"
 
@@ -24,7 +25,7 @@ Tensor as_compute(const Tensor& parameter, const Tensor& x, double fill) {
   const int64_t width = x.size(1);
   if (!parameter.defined()) {
     Tensor filled = Tensor::empty({width}, dtype_of<C>, Category::workspace, "norm parameter");
-    std::fill_n(filled.data<C>(), width, static_cast<C>(fill));
+    if (!dry_run()) std::fill_n(filled.data<C>(), width, static_cast<C>(fill));
     return filled;
   }
   RZ_CHECK(parameter.rank() == 1 && parameter.size(0) == width && parameter.is_contiguous(), "norm: a parameter {} does not fit rows of {}",
@@ -33,6 +34,7 @@ Tensor as_compute(const Tensor& parameter, const Tensor& x, double fill) {
            parameter.str(), x.str());
   if (parameter.dtype() == dtype_of<C>) return parameter;
   Tensor wide = Tensor::empty({width}, dtype_of<C>, Category::workspace, "norm parameter");
+  if (dry_run()) return wide;
   dispatch_floating(parameter.dtype(), "norm", [&](auto tag) {
     using T = typename decltype(tag)::type;
     for (int64_t i = 0; i < width; ++i) wide.data<C>()[i] = static_cast<C>(static_cast<compute_t<T>>(parameter.data<T>()[i]));

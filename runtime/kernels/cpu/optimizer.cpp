@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "runtime/core/parallel.h"
+#include "runtime/core/rank_context.h"
 #include "runtime/kernels/backend.h"
 #include "runtime/kernels/cpu/convert.h"
 
@@ -115,6 +116,7 @@ class CpuOptimizerKernels final : public OptimizerKernels {
   }
 
   double sum_of_squares(const Tensor& x) override {
+    if (dry_run()) return 0;
     constexpr int64_t kBlock = 8192;
     constexpr int kLanes = 16;
     RZ_CHECK(x.is_contiguous(), "sum_of_squares needs a contiguous tensor, got {}", x.str());

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "runtime/core/parallel.h"
+#include "runtime/core/rank_context.h"
 #include "runtime/kernels/cpu/convert.h"
 
 namespace rz::cpu {
@@ -94,6 +95,7 @@ void reduce_typed(const T* x, int64_t a, int64_t r, int64_t b, T* out, double fa
     return;
   }
   const Tensor scratch = Tensor::empty({a, blocks, b}, DType::f64, Category::workspace, "reduction partials");
+  if (dry_run()) return;
   double* partial = scratch.data<double>();
   parallel_for(a * blocks * column_blocks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {

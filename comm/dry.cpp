@@ -1,0 +1,39 @@
+#include "comm/dry.h"
+
+#include "comm/progress.h"
+#include "comm/traffic.h"
+
+namespace rz::comm {
+
+namespace {
+void add(WireCount& to, const WireCount& more) {
+  to.sent_bytes += more.sent_bytes;
+  to.received_bytes += more.received_bytes;
+  to.sent_messages += more.sent_messages;
+  to.received_messages += more.received_messages;
+}
+}  // namespace
+
+Dry::Dry(int rank, int size, size_t segment_bytes)
+    : rank_(rank),
+      size_(size),
+      segment_bytes_(segment_bytes == 0 ? ProgressOptions{}.segment_bytes : segment_bytes),
+      scratch_(Storage::make(kRingWindow * segment_bytes_, Category::communication, "collective scratch")) {}
+
+void Dry::count(const Fingerprint& f, const Group& group) {
+  const TrafficQuestion question{f.kind,       f.count, f.dtype,        f.order,      group.rank,
+                                 group.size(), f.root,  segment_bytes_, scratch_bytes()};
+  add(stats_.payload[static_cast<size_t>(f.kind)], traffic_of(question));
+  if (group.size() > 1) add(stats_.header, {sizeof(Fingerprint), sizeof(Fingerprint), 1, 1});
+}
+
+Communicator make_dry_communicator(int rank, int size, size_t segment_bytes) {
+  RZ_CHECK(size >= 1 && rank >= 0 && rank < size, "rank {} of {}", rank, size);
+  auto group = std::make_shared<Group>();
+  group->rank = rank;
+  group->members.resize(static_cast<size_t>(size));
+  for (int i = 0; i < size; ++i) group->members[static_cast<size_t>(i)] = i;
+  return Communicator(std::make_shared<Dry>(rank, size, segment_bytes), std::move(group));
+}
+
+}  // namespace rz::comm

@@ -1,0 +1,44 @@
+#include "optim/plan/reading.h"
+
+namespace rz::optim {
+
+MemoryReading read_memory(const MemoryTracker& tracker) {
+  MemoryReading reading;
+  reading.peak = tracker.peak();
+  for (size_t p = 0; p < kPhases; ++p) reading.by_phase[p] = tracker.peak(static_cast<Phase>(p));
+  reading.current = tracker.current();
+  reading.unaccounted_bytes = tracker.unaccounted_bytes();
+  return reading;
+}
+
+std::vector<UnitReading> read_units(const ShardedModel& model) {
+  std::vector<UnitReading> units;
+  for (const auto& unit : model.units()) {
+    const FlatLayout& layout = unit->layout();
+    units.push_back({unit->name(), unit->outermost(), unit->trainable(), static_cast<int64_t>(layout.entries().size()), layout.payload_elements(),
+                     layout.padded_elements(), unit->shard()});
+  }
+  return units;
+}
+
+uint64_t StepTraffic::sent_bytes() const {
+  uint64_t sum = 0;
+  for (const auto& count : by_kind) sum += count.sent_bytes;
+  return sum - scalar_bytes;
+}
+
+void StepMeter::begin() {
+  before_ = model_.communicator().wire_stats();
+  scalars_before_ = model_.scalar_bytes_sent();
+}
+
+void StepMeter::end() {
+  const comm::WireStats now = model_.communicator().wire_stats();
+  for (size_t k = 0; k < last_.by_kind.size(); ++k) last_.by_kind[k] = now.payload[k] - before_.payload[k];
+  last_.scalar_bytes = model_.scalar_bytes_sent() - scalars_before_;
+  ++steps_;
+  sent_bytes_ += last_.sent_bytes();
+  scalar_bytes_ += last_.scalar_bytes;
+}
+
+}  // namespace rz::optim

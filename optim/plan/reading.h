@@ -1,0 +1,65 @@
+// What a ledger, a wire and a sharded model say at one moment, as plain data. Read from a rank that trained it is a measurement;
+// read from a dry run (runtime/core/rank_context.h) it is the prediction. One code for both: they can be compared field by field.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "optim/shard/sharded_model.h"
+#include "runtime/core/memory.h"
+
+namespace rz::optim {
+
+struct MemoryReading {
+  MemoryPeak peak;
+  std::array<MemoryPeak, kPhases> by_phase{};
+  CategoryBytes current{};  // between steps the persistent states
+  int64_t unaccounted_bytes = 0;
+
+  int64_t current_bytes(Category c) const { return current[static_cast<size_t>(c)]; }
+  const MemoryPeak& of(Phase p) const { return by_phase[static_cast<size_t>(p)]; }
+};
+MemoryReading read_memory(const MemoryTracker& tracker);
+
+// One bucket and where this rank's shard of it lies.
+struct UnitReading {
+  std::string name;
+  bool outermost = false;
+  bool trainable = true;
+  int64_t tensors = 0;
+  int64_t payload_elements = 0;
+  int64_t padded_elements = 0;
+  Range shard;
+};
+std::vector<UnitReading> read_units(const ShardedModel& model);
+
+// Bytes that one rank sends and receives in a step, of weights and gradients; the step's few scalars apart.
+struct StepTraffic {
+  std::array<comm::WireCount, comm::kCollectiveKinds> by_kind{};  // scalars included
+  uint64_t scalar_bytes = 0;                                      // sent
+  uint64_t sent_bytes() const;                                    // without scalars
+};
+
+// Adds up steps: begin() before one, end() after it.
+class StepMeter {
+ public:
+  explicit StepMeter(ShardedModel& model) : model_(model) {}
+  void begin();
+  void end();
+  int64_t steps() const { return steps_; }
+  const StepTraffic& last() const { return last_; }
+  // Sent in all steps together, without scalars.
+  uint64_t sent_bytes() const { return sent_bytes_; }
+  uint64_t scalar_bytes() const { return scalar_bytes_; }
+
+ private:
+  ShardedModel& model_;
+  comm::WireStats before_;
+  uint64_t scalars_before_ = 0;
+  StepTraffic last_;
+  int64_t steps_ = 0;
+  uint64_t sent_bytes_ = 0;
+  uint64_t scalar_bytes_ = 0;
+};
+
+}  // namespace rz::optim

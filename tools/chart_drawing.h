@@ -1,0 +1,48 @@
+// A picture as a list of rectangles and texts, written as SVG or, by a small rasterizer with a built-in font, as PNG.
+// Coordinates in points from the top left; y grows downwards. Text is ASCII.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace rz::tools {
+
+struct Color {
+  uint8_t red = 0, green = 0, blue = 0;
+};
+
+enum class Anchor : uint8_t { start, middle, end };
+
+class Drawing {
+ public:
+  Drawing(double width, double height) : width_(width), height_(height) {}
+
+  void rectangle(double x, double y, double width, double height, Color color);
+  // `y` is the baseline; `size` the height of the letters' box. `turned`: read upwards.
+  void text(double x, double y, double size, const std::string& text, Color color, Anchor anchor = Anchor::start, bool turned = false);
+
+  std::string svg() const;
+  // The file's bytes; two pixels a point.
+  std::string png() const;
+
+ private:
+  struct Rectangle {
+    double x, y, width, height;
+    Color color;
+  };
+  struct Text {
+    double x, y, size;
+    std::string text;
+    Color color;
+    Anchor anchor;
+    bool turned;
+  };
+  // In the order of drawing: rectangles first, texts above them.
+  std::vector<Rectangle> rectangles_;
+  std::vector<Text> texts_;
+  double width_;
+  double height_;
+};
+
+}  // namespace rz::tools

@@ -1,0 +1,182 @@
+#include "tools/session.h"
+
+#include <algorithm>
+#include <array>
+#include <thread>
+
+#include "comm/launch.h"
+#include "models/data/batch.h"
+#include "optim/shard/micro_batches.h"
+#include "runtime/core/rank_context.h"
+#include "tools/agree.h"
+#include "tools/console.h"
+#include "tools/job_file.h"
+#include "tools/version.h"
+
+namespace rz::tools {
+
+namespace {
+
+constexpr int64_t kTokensAtOnce = 4096;  // in a validation forward: large enough to be fast, small enough for any machine
+
+
+std::unique_ptr<optim::Optimizer> make_optimizer(const ringzero::Optimizer& message) {
+  if (message.has_sgd()) {
+    const auto& m = message.sgd();
+    return optim::make_sgd({m.momentum(), m.nesterov(), m.weight_decay()});
+  }
+  if (message.has_adam()) {
+    const auto& m = message.adam();
+    return optim::make_adam({m.beta1(), m.beta2(), m.epsilon(), m.weight_decay(), false});
+  }
+  const auto& m = message.adamw();
+  return optim::make_adam({m.beta1(), m.beta2(), m.epsilon(), m.weight_decay(), true});
+}
+
+optim::Schedule make_schedule(const ringzero::Schedule& m, int64_t steps) {
+  optim::Schedule s;
+  s.kind = m.kind() == ringzero::Schedule::CONSTANT ? optim::Schedule::Kind::constant
+           : m.kind() == ringzero::Schedule::LINEAR ? optim::Schedule::Kind::linear
+                                                    : optim::Schedule::Kind::cosine;
+  s.learning_rate = m.learning_rate();
+  s.final_learning_rate = m.final_learning_rate();
+  s.warmup_steps = m.warmup_steps();
+  s.total_steps = steps;
+  return s;
+}
+
+DType dtype_of_precision(ringzero::Training::Precision precision) {
+  switch (precision) {
+    case ringzero::Training::BF16: return DType::bf16;
+    case ringzero::Training::F16: return DType::f16;
+    case ringzero::Training::F32: break;
+  }
+  return DType::f32;
+}
+
+optim::LossScaling loss_scaling(const ringzero::Training& t) {
+  const auto& m = t.loss_scaling();
+  optim::LossScaling s;
+  s.enabled = t.precision() == ringzero::Training::F16;
+  s.initial = m.initial();
+  s.growth = m.growth();
+  s.backoff = m.backoff();
+  s.growth_interval = m.growth_interval();
+  s.smallest = m.smallest();
+  s.largest = m.largest();
+  return s;
+}
+
+bool sums_exactly(const ringzero::Job& job) { return job.sharding().reduction() == ringzero::Sharding::EXACT; }
+
+optim::MicroBatches micro_batches(const ringzero::Job& job) { return {job.training().batch(), std::max<int64_t>(1, job.training().micro_batch())}; }
+
+optim::ShardingOptions sharding_options(const ringzero::Job& job, int ranks) {
+  optim::ShardingOptions o;
+  o.policy = optim::policy_of_stage(job.sharding().stage());
+  o.precision = {dtype_of_precision(job.training().precision()), dtype_of_precision(job.sharding().reduce_dtype())};
+  o.bucket_bytes = static_cast<int64_t>(job.sharding().bucket_mb() * (1 << 20));
+  o.accumulation.micro_batches = job.training().accumulate();
+  o.accumulation.reduce_every = job.sharding().reduce_every();
+  if (job.sharding().reduction() == ringzero::Sharding::ORDERED) o.order = comm::Order::ordered;
+  o.group_size = job.sharding().group_size();
+  if (sums_exactly(job)) {
+    o.exact_micro_batches = micro_batches(job).count();
+    o.accumulation.micro_batches = micro_batches(job).rounds(ranks);
+  }
+  o.seed = job.seed();
+  return o;
+}
+
+}  // namespace
+
+int threads_of(const ringzero::Job& job, const comm::Communicator& comm) {
+  if (job.training().threads() > 0) return static_cast<int>(job.training().threads());
+  const int here = comm::under_mpirun() ? ranks_on_this_machine() : comm.size();
+  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / here);
+}
+
+void check_batch(const ringzero::Job& job, int ranks) {
+  const auto& t = job.training();
+  const int64_t least = ranks * t.accumulate();
+  RZ_CONFIG_CHECK(sums_exactly(job) || t.batch() >= least, "a batch of {} sequences gives some of {} ranks x {} micro-batches nothing to do; training.batch must be at least {}",
+                  t.batch(), ranks, t.accumulate(), least);
+}
+
+void check_same_job(const ringzero::Job& job, const Task& task, comm::Communicator& comm) {
+  check_agreement(comm, {{"program", version_text()}, {"job", effective_text(job)}, {"data", fmt::format("{:016x}", task.data_digest())}});
+}
+
+Session::Session(const ringzero::Job& job, std::unique_ptr<Task> task, comm::Communicator& comm)
+    : job_(job),
+      comm_(comm),
+      task_(std::move(task)),
+      sharded_(task_->module(), comm, sharding_options(job, comm.size())),
+      optimizer_(sharded_, make_optimizer(job.optimizer()), job.optimizer().decay_all(), job.training().ema_decay()),
+      trainer_(sharded_, optimizer_, make_schedule(job.schedule(), job.training().steps()), job.training().clip_norm(),
+               loss_scaling(job.training())),
+      meter_(sharded_) {}
+
+optim::StepResult Session::train_step(int64_t step) {
+  const auto& t = job_.training();
+  const models::SampleRange mine = models::sample_range(t.batch(), comm_.rank(), comm_.size());
+  meter_.begin();
+  const auto result = trainer_.step(step, [&](int64_t micro) {
+    if (sums_exactly(job_)) return exact_loss(step, micro);
+    const models::SampleRange part = models::sample_range(mine.count(), static_cast<int>(micro), static_cast<int>(t.accumulate()));
+    return task_->train_loss(step, {mine.begin + part.begin, mine.begin + part.end}, t.batch());
+  });
+  meter_.end();
+  if (t.check_replicas()) sharded_.check_replicas();
+  return result;
+}
+
+// This rank's part in a round of the fixed list of micro-batches. A rank that has none left computes one that does not count
+// where others need its shards in the order of a forward and backward; elsewhere it has nothing to do.
+optim::MicroLoss Session::exact_loss(int64_t step, int64_t round) {
+  const optim::MicroBatches list = micro_batches(job_);
+  const auto index = list.at(round, comm_.rank(), comm_.size());
+  if (!index && !sharded_.options().policy.parameters) return {.counts = false};
+  const optim::Range samples = list.samples(index.value_or(0));
+  optim::MicroLoss micro = task_->train_loss(step, {samples.begin, samples.end}, job_.training().batch());
+  micro.counts = index.has_value();
+  return micro;
+}
+
+double Session::evaluate() {
+  PhaseScope phase(Phase::evaluate);
+  if (optimizer_.has_average()) optimizer_.swap_average();
+  int64_t samples = task_->evaluation_samples();
+  if (job_.training().evaluate_sequences() > 0) samples = std::min(samples, job_.training().evaluate_sequences());
+  sharded_.begin_step();
+  // A fixed list of forwards, dealt round, and sums that do not depend on who did which: the loss of given weights does not
+  // depend on the number of ranks.
+  const optim::MicroBatches list(samples, std::max<int64_t>(1, kTokensAtOnce / task_->items_per_sample()));
+  optim::FixedSum loss;
+  int64_t items = 0;
+  // In lockstep: with sharded parameters every forward is collective, so all ranks run as many.
+  for (int64_t round = 0; round < list.rounds(comm_.size()); ++round) {
+    if (dry_run() && round == 2) break;
+    const auto index = list.at(round, comm_.rank(), comm_.size());
+    // Who has none left takes part with a sample that does not count.
+    const optim::Range part = index ? list.samples(*index) : optim::Range{0, 1};
+    const EvaluationSum s = task_->evaluate({part.begin, part.end});
+    if (!index) continue;
+    RZ_CHECK(loss.add(s.loss_sum), "the validation loss is not finite");
+    items += s.items;
+  }
+  sharded_.end_forward_only();
+  std::array<Int128, 2> global = {loss.value, items};
+  optim::all_reduce_exactly(comm_, global, "validation loss");
+  loss.value = global[0];
+  if (optimizer_.has_average()) optimizer_.swap_average();
+  return loss.to_double() / static_cast<double>(global[1]);
+}
+
+std::vector<optim::checkpoint::SliceToSave> Session::slices_to_save() const {
+  std::vector<optim::checkpoint::SliceToSave> slices;
+  for (const auto& s : optimizer_.slices_to_save()) slices.push_back({s.name, DType::f32, s.full_shape, s.begin, s.end, s.data});
+  return slices;
+}
+
+}  // namespace rz::tools

@@ -1,0 +1,55 @@
+// What a training job runs on one rank, without files: task, sharded model, optimizer, trainer; a step and an evaluation.
+// `train` drives it on real ranks, `plan` and `memory` in a dry run: both execute this code, so a plan cannot drift from a run.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "optim/checkpoint/checkpoint.h"
+#include "optim/plan/reading.h"
+#include "optim/trainer.h"
+#include "proto/job.pb.h"
+#include "tools/task.h"
+
+namespace rz::tools {
+
+// Compute threads of each rank: the job's, or the machine's cores over the ranks on it.
+int threads_of(const ringzero::Job& job, const comm::Communicator& comm);
+
+// ConfigError when some rank would have nothing to do.
+void check_batch(const ringzero::Job& job, int ranks);
+
+// All ranks run the same program, job and data, or an error says who does not. COLLECTIVE.
+void check_same_job(const ringzero::Job& job, const Task& task, comm::Communicator& comm);
+
+class Session {
+ public:
+  // Lays out the model and writes initial values. COLLECTIVE.
+  Session(const ringzero::Job& job, std::unique_ptr<Task> task, comm::Communicator& comm);
+
+  // Step `step` from 0 on this rank's share of the batch. COLLECTIVE.
+  optim::StepResult train_step(int64_t step);
+  // Mean loss over the validation data, with the average weights where they are kept. A dry run does the first two forwards;
+  // all others are like them. COLLECTIVE.
+  double evaluate();
+  std::vector<optim::checkpoint::SliceToSave> slices_to_save() const;
+
+  Task& task() { return *task_; }
+  optim::ShardedModel& sharded() { return sharded_; }
+  optim::ShardedOptimizer& optimizer() { return optimizer_; }
+  optim::Trainer& trainer() { return trainer_; }
+  const optim::StepMeter& meter() const { return meter_; }
+
+ private:
+  optim::MicroLoss exact_loss(int64_t step, int64_t round);
+
+  const ringzero::Job& job_;
+  comm::Communicator& comm_;
+  std::unique_ptr<Task> task_;
+  optim::ShardedModel sharded_;
+  optim::ShardedOptimizer optimizer_;
+  optim::Trainer trainer_;
+  optim::StepMeter meter_;
+};
+
+}  // namespace rz::tools
