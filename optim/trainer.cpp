@@ -35,7 +35,7 @@ Trainer::Totals Trainer::accumulate(const std::function<MicroLoss(int64_t)>& for
   return {ordered ? model_.ordered_sum_of_squares() : global[0], global[1], global[2]};
 }
 
-Trainer::Totals Trainer::accumulate_exactly(const std::function<MicroLoss(int64_t)>& forward, int& repeats) {
+Trainer::Totals Trainer::accumulate_exactly(int64_t step, const std::function<MicroLoss(int64_t)>& forward, int& repeats) {
   for (repeats = 0;; ++repeats) {
     FixedSum loss;
     int64_t count = 0;
@@ -48,7 +48,7 @@ Trainer::Totals Trainer::accumulate_exactly(const std::function<MicroLoss(int64_
       count += micro.count;
     }
     const ShardedModel::ScalarScope scalars(model_);
-    if (!model_.exact()->agree(model_.communicator(), loss_is_bad)) continue;
+    if (!model_.exact()->agree(model_.communicator(), step, loss_is_bad)) continue;
     std::array<Int128, 2> sums = {loss.value, count};
     const double squared_norm = model_.exact_sum_of_squares(sums);
     model_.exact()->end_step();
@@ -61,7 +61,7 @@ StepResult Trainer::step(int64_t step, const std::function<MicroLoss(int64_t)>& 
   // What is no other phase's is forward's: between its end and backward's begin the activations are held.
   PhaseScope phase(Phase::forward);
   StepResult result;
-  const Totals totals = model_.exact() != nullptr ? accumulate_exactly(forward, result.repeats) : accumulate(forward);
+  const Totals totals = model_.exact() != nullptr ? accumulate_exactly(step, forward, result.repeats) : accumulate(forward);
   result.loss_scale = scaler_.scale();
   result.gradient_norm = std::sqrt(totals.squared_norm) / result.loss_scale;
   result.loss = totals.loss_sum / totals.count;

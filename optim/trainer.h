@@ -54,7 +54,7 @@ class Trainer {
   };
   // The micro-batches and the sums over them and over the ranks, in the mode of the model.
   Totals accumulate(const std::function<MicroLoss(int64_t)>& forward);
-  Totals accumulate_exactly(const std::function<MicroLoss(int64_t)>& forward, int& repeats);
+  Totals accumulate_exactly(int64_t step, const std::function<MicroLoss(int64_t)>& forward, int& repeats);
   MicroLoss compute(int64_t micro_batch, const std::function<MicroLoss(int64_t)>& forward);
 
   ShardedModel& model_;

@@ -19,8 +19,8 @@ constexpr int kFloatExponents = 128;  // float32 numbers are below 2^128
 
 bool FixedSum::add(double value_to_add) {
   if (!(std::abs(value_to_add) < 0x1p60)) return false;
-  const double whole = std::floor(value_to_add);
-  const double fraction = value_to_add - whole;  // exact, but for tiny negative numbers, where it rounds to nearest
+  const double whole = std::trunc(value_to_add);
+  const double fraction = value_to_add - whole;  // exact
   value +=
       static_cast<Int128>(static_cast<int64_t>(whole)) * (Int128{1} << kFractionBits) + static_cast<Int128>(std::llrint(fraction * 0x1p60));
   return true;
@@ -54,12 +54,12 @@ GradientGrids::GradientGrids(const std::vector<nn::Parameter*>& parameters, int6
 
 void GradientGrids::begin_attempt() { std::ranges::fill(magnitudes_, 0); }
 
-bool GradientGrids::agree(comm::Communicator& comm, bool loss_is_bad) {
+bool GradientGrids::agree(comm::Communicator& comm, int64_t step, bool loss_is_bad) {
   magnitudes_.push_back(loss_is_bad ? 1 : 0);
   comm.all_reduce(magnitudes_.data(), magnitudes_.size(), DType::i32, comm::ReduceOp::max, {.name = "gradient magnitudes"}).wait();
   const bool bad_loss = magnitudes_.back() != 0;
   magnitudes_.pop_back();
-  RZ_CHECK(!bad_loss, "the loss of a micro-batch is not finite");
+  RZ_CHECK(!bad_loss, "step {}: the loss of a micro-batch is not finite", step);
 
   std::string unsummable;
   bool beyond = false;
@@ -71,11 +71,10 @@ bool GradientGrids::agree(comm::Communicator& comm, bool loss_is_bad) {
                                 std::bit_cast<float>(magnitudes_[p]));
     beyond |= exponent > exponents_[p] + kGrowthBits;
   }
-  RZ_CHECK(unsummable.empty(), "gradients are not finite, or their sum may exceed float32: {}", unsummable);
+  RZ_CHECK(unsummable.empty(), "step {}: gradients are not finite, or their sum may exceed float32: {}", step, unsummable);
   if (!beyond) return true;
-  RZ_CHECK(
-      !repeated_,
-      "the same step computed twice gave different gradients: exact sums need a forward that depends on the step and the samples alone");
+  RZ_CHECK(!repeated_,
+           "step {} computed twice gave different gradients: exact sums need a forward that depends on the step and the samples alone", step);
   repeated_ = true;
   for (size_t p = 0; p < parameters_.size(); ++p)
     if (magnitudes_[p] != 0) exponents_[p] = std::max(exponents_[p], exponent_of_bits(magnitudes_[p]));

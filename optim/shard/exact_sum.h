@@ -56,7 +56,7 @@ class GradientGrids {
   // After the attempt's last gradient. True: the sums are exact. False: on every rank, exponents were raised; compute the step again.
   // rz::Error on every rank, naming parameters, for gradients that are not finite or whose sum might not be; or when a rank says
   // that its loss is bad; or when a repeated attempt goes beyond its grids again, so that it computed something else. COLLECTIVE.
-  bool agree(comm::Communicator& comm, bool loss_is_bad);
+  bool agree(comm::Communicator& comm, int64_t step, bool loss_is_bad);
   // After agree(): sums of this step's gradients are at most 2^bound in magnitude.
   int sum_bound(size_t parameter) const { return exponent_of_bits(magnitudes_[parameter]) + micro_batch_bits_; }
   // Ends the step: exponents for the next.

@@ -5,6 +5,8 @@
 // |   1   |     x     |     -     |     -      | persistent           | reduce-scatter | own shard | all-gather weights  |
 // |   2   |     x     |     x     |     -      | transient            | reduce-scatter | own shard | all-gather weights  |
 // |   3   |     x     |     x     |     x      | transient            | reduce-scatter | own shard | gather on use       |
+// Two more axes leave the table as it is. Groups (shard_groups.h): "shard" and "gather" are within a group, and what was
+// reduce-scattered is all-reduced across groups. Exact sums (exact_gradients.h): what is kept full or reduced is an integer sum.
 //
 // Rajbhandari et al. 2020, "ZeRO" (arXiv 1910.02054).
 #pragma once

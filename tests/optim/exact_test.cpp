@@ -208,7 +208,7 @@ TEST(ExactSums, GradientsThatAreNotFiniteAreNamedOnEveryRank) {
       });
     });
     for (const std::string& error : errors)
-      EXPECT_THAT(error, ::testing::AllOf(HasSubstr("gradients are not finite"), HasSubstr("'tied'")));
+      EXPECT_THAT(error, ::testing::AllOf(HasSubstr("step 2: gradients are not finite"), HasSubstr("'tied'")));
   }
   const auto errors = testing::errors_on_ranks(2, {}, [&](comm::Communicator& comm) {
     Awkward model;
@@ -219,7 +219,7 @@ TEST(ExactSums, GradientsThatAreNotFiniteAreNamedOnEveryRank) {
       return micro;
     });
   });
-  for (const std::string& error : errors) EXPECT_THAT(error, HasSubstr("the loss of a micro-batch is not finite"));
+  for (const std::string& error : errors) EXPECT_THAT(error, HasSubstr("step 0: the loss of a micro-batch is not finite"));
 }
 
 TEST(ExactSums, AForwardThatChangesIsAnError) {
@@ -233,7 +233,7 @@ TEST(ExactSums, AForwardThatChangesIsAnError) {
       return micro;
     });
   });
-  for (const std::string& error : errors) EXPECT_THAT(error, HasSubstr("computed twice gave different gradients"));
+  for (const std::string& error : errors) EXPECT_THAT(error, HasSubstr("step 0 computed twice gave different gradients"));
 }
 
 // |sum - exact| <= half a unit per micro-batch, and the rounding to float32.
@@ -268,7 +268,7 @@ TEST(ExactSums, StayWithinTheStatedBound) {
       }
       sums.sums_to_reduce();
       sums.finish_reduce(false, out);
-      return grids.agree(comm, false);
+      return grids.agree(comm, 0, false);
     };
     EXPECT_FALSE(attempt());
     EXPECT_TRUE(attempt());
@@ -291,9 +291,9 @@ TEST(ExactSums, StateContinuesWhereARunStopped) {
     const auto parameters = gpt.parameters();
     GradientGrids a(parameters, 8);
     a.note_magnitude(2, std::bit_cast<int32_t>(0.75f));
-    EXPECT_FALSE(a.agree(comm, false));
+    EXPECT_FALSE(a.agree(comm, 0, false));
     a.note_magnitude(2, std::bit_cast<int32_t>(0.75f));
-    EXPECT_TRUE(a.agree(comm, false));
+    EXPECT_TRUE(a.agree(comm, 0, false));
     a.end_step();
     GradientGrids b(parameters, 8);
     b.set_state(a.state());

@@ -62,7 +62,9 @@ refused() {
 }
 printf '\xf8\x84\x35\x01' >"$work/short.bin"
 refused "a missing job" "nowhere.textproto" "$work/nowhere.textproto"
-refused "an unknown field" "job.textproto:.*layer" "$work/job.textproto" --set transformer.layer=3
+refused "an unknown field" "has no field 'layer'" "$work/job.textproto" --set transformer.layer=3
+sed 's/layers: 2/layer: 2/' "$work/job.textproto" >"$work/typo.textproto"
+refused "an unknown field in the file" "typo.textproto:1:[0-9]*: .*layer" "$work/typo.textproto"
 refused "a width that heads do not divide" "heads" "$work/job.textproto" --set transformer.heads=3
 refused "a context longer than the data" "500000" "$work/job.textproto" --set transformer.context=500000
 refused "groups that do not divide the ranks" "groups of 2" "$work/job.textproto" --group-size 2
