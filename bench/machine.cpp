@@ -54,7 +54,8 @@ void report_flops(benchmark::State& state, double flops_per_iteration, int threa
 }
 
 void report_bytes(benchmark::State& state, double bytes_per_iteration) {
-  state.counters["GB/s"] = benchmark::Counter(1e-9 * bytes_per_iteration * static_cast<double>(state.iterations()), benchmark::Counter::kIsRate);
+  state.counters["GB/s"] =
+      benchmark::Counter(1e-9 * bytes_per_iteration * static_cast<double>(state.iterations()), benchmark::Counter::kIsRate);
 }
 
 Tensor random_tensor(Shape shape, DType dtype) {

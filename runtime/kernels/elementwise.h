@@ -52,7 +52,8 @@ class ElementwiseKernels {
   virtual void binary(BinaryOp op, const Tensor& a, const Tensor& b, Tensor& out) = 0;
   // The gradient with respect to a (input 0) or b (input 1) before broadcasting is undone: `out` has grad's shape. An input that
   // the gradient does not read may be undefined.
-  virtual void binary_gradient(BinaryOp op, int input, const Tensor& grad, const Tensor& a, const Tensor& b, Tensor& out, bool accumulate) = 0;
+  virtual void binary_gradient(BinaryOp op, int input, const Tensor& grad, const Tensor& a, const Tensor& b, Tensor& out,
+                               bool accumulate) = 0;
 
   // out (u8) = a op b ? 1 : 0.
   virtual void compare(CompareOp op, const Tensor& a, const Tensor& b, Tensor& out) = 0;

@@ -22,8 +22,12 @@ struct Parameters {
   T p0, p1;
 };
 
-#define RZ_VALUE template <class T> RZ_MATH_FN static T value(T x, [[maybe_unused]] Parameters<T> p)
-#define RZ_GRADIENT(kept) template <class T> RZ_MATH_FN static T gradient(T g, [[maybe_unused]] T kept, [[maybe_unused]] Parameters<T> p)
+#define RZ_VALUE     \
+  template <class T> \
+  RZ_MATH_FN static T value(T x, [[maybe_unused]] Parameters<T> p)
+#define RZ_GRADIENT(kept) \
+  template <class T>      \
+  RZ_MATH_FN static T gradient(T g, [[maybe_unused]] T kept, [[maybe_unused]] Parameters<T> p)
 
 struct Neg {
   static constexpr Keeps keeps = Keeps::nothing;
@@ -203,9 +207,15 @@ struct Elu {  // p0 (e^x - 1) on the negative side
 
 #undef RZ_VALUE
 #undef RZ_GRADIENT
-#define RZ_VALUE template <class T> RZ_MATH_FN static T value(T a, T b)
-#define RZ_GRAD_A template <class T> RZ_MATH_FN static T grad_a(T g, [[maybe_unused]] T a, [[maybe_unused]] T b)
-#define RZ_GRAD_B template <class T> RZ_MATH_FN static T grad_b(T g, [[maybe_unused]] T a, [[maybe_unused]] T b)
+#define RZ_VALUE     \
+  template <class T> \
+  RZ_MATH_FN static T value(T a, T b)
+#define RZ_GRAD_A    \
+  template <class T> \
+  RZ_MATH_FN static T grad_a(T g, [[maybe_unused]] T a, [[maybe_unused]] T b)
+#define RZ_GRAD_B    \
+  template <class T> \
+  RZ_MATH_FN static T grad_b(T g, [[maybe_unused]] T a, [[maybe_unused]] T b)
 
 struct Add {
   static constexpr Reads a_reads = kReadsNothing, b_reads = kReadsNothing;

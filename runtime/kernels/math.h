@@ -49,12 +49,18 @@ RZ_MATH_FN double round_even(double x) { return __builtin_rint(x); }
 RZ_MATH_FN float copysign(float x, float sign) { return __builtin_copysignf(x, sign); }
 RZ_MATH_FN double copysign(double x, double sign) { return __builtin_copysign(x, sign); }
 template <class T>
-RZ_MATH_FN T rsqrt(T x) { return T(1) / sqrt(x); }
+RZ_MATH_FN T rsqrt(T x) {
+  return T(1) / sqrt(x);
+}
 // NaN when either is NaN, unlike fmax.
 template <class T>
-RZ_MATH_FN T max(T a, T b) { return a > b || a != a ? a : b; }
+RZ_MATH_FN T max(T a, T b) {
+  return a > b || a != a ? a : b;
+}
 template <class T>
-RZ_MATH_FN T min(T a, T b) { return a < b || a != a ? a : b; }
+RZ_MATH_FN T min(T a, T b) {
+  return a < b || a != a ? a : b;
+}
 
 namespace detail {
 
@@ -217,7 +223,9 @@ RZ_MATH_FN float erf(float value) {
 inline double erf(double x) { return std::erf(x); }
 
 // In double for both: the relative error of a power in float grows with its logarithm. Not vectorized.
-inline float pow(float base, float exponent) { return static_cast<float>(std::pow(static_cast<double>(base), static_cast<double>(exponent))); }
+inline float pow(float base, float exponent) {
+  return static_cast<float>(std::pow(static_cast<double>(base), static_cast<double>(exponent)));
+}
 inline double pow(double base, double exponent) { return std::pow(base, exponent); }
 
 }  // namespace rz::math

@@ -8,9 +8,9 @@ namespace rz {
 struct MatmulOptions {
   bool transpose_a = false;  // use the transpose of a's last two dimensions
   bool transpose_b = false;
-  bool accumulate = false;   // add to `out` instead of overwriting it
-  double alpha = 1;          // factor of the product
-  Tensor bias{};             // [n], added to every row of the product; not together with accumulate
+  bool accumulate = false;  // add to `out` instead of overwriting it
+  double alpha = 1;         // factor of the product
+  Tensor bias{};            // [n], added to every row of the product; not together with accumulate
 };
 
 class MatmulKernels {

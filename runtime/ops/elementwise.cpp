@@ -21,7 +21,8 @@ Tensor unary(UnaryOp op, const Tensor& x, OpScalars scalars = {}) {
   if (keeps(op) == Keeps::output) kept = Saved(y);
   return autograd::record(name(op), y, {x}, [op, kept, scalars](const Tensor& grad, InputGradients& in) {
     in.into(0, [&](Tensor& out, bool accumulate) {
-      backend(grad.device()).elementwise->unary_gradient(op, grad, keeps(op) == Keeps::nothing ? Tensor() : kept.get(), out, accumulate, scalars);
+      backend(grad.device())
+          .elementwise->unary_gradient(op, grad, keeps(op) == Keeps::nothing ? Tensor() : kept.get(), out, accumulate, scalars);
     });
   });
 }
@@ -33,7 +34,8 @@ void give_summed(InputGradients& in, size_t i, const Shape& shape, const Tensor&
 }
 
 Tensor binary(BinaryOp op, const Tensor& a, const Tensor& b) {
-  RZ_CHECK(a.dtype() == b.dtype() && is_floating(a.dtype()), "{} needs two tensors of one floating-point type, got {} and {}", name(op), a.str(), b.str());
+  RZ_CHECK(a.dtype() == b.dtype() && is_floating(a.dtype()), "{} needs two tensors of one floating-point type, got {} and {}", name(op),
+           a.str(), b.str());
   Tensor y = Tensor::empty(broadcast_shapes(a.shape(), b.shape(), name(op)), a.dtype(), name(op));
   backend(a.device()).elementwise->binary(op, a, b, y);
   if (!autograd::needs_grad({a, b})) return y;
@@ -108,28 +110,32 @@ Tensor power(const Tensor& x, double exponent) {
 
 Tensor where(const Tensor& condition, const Tensor& a, const Tensor& b) {
   RZ_CHECK(a.dtype() == b.dtype(), "where needs one element type, got {} and {}", a.str(), b.str());
-  Tensor y = Tensor::empty(broadcast_shapes(condition.shape(), broadcast_shapes(a.shape(), b.shape(), "where"), "where"), a.dtype(), "where");
+  Tensor y =
+      Tensor::empty(broadcast_shapes(condition.shape(), broadcast_shapes(a.shape(), b.shape(), "where"), "where"), a.dtype(), "where");
   backend(a.device()).elementwise->where(condition, a, b, y);
   if (!autograd::needs_grad({a, b})) return y;
-  return autograd::record("where", y, {a, b}, [saved = Saved(condition), shape_a = a.shape(), shape_b = b.shape()](const Tensor& grad, InputGradients& in) {
-    auto& kernels = *backend(grad.device()).elementwise;
-    const Tensor zero = Tensor::full({}, 0, grad.dtype(), "zero");
-    for (const size_t i : {size_t{0}, size_t{1}}) {
-      if (!in.wants(i)) continue;
-      const Tensor& if_true = i == 0 ? grad : zero;
-      const Tensor& if_false = i == 0 ? zero : grad;
-      const Shape& shape = i == 0 ? shape_a : shape_b;
-      if (shape == grad.shape()) {
-        in.into(i, [&](Tensor& out, bool accumulate) { kernels.where(saved.get(), if_true, if_false, out, accumulate); });
-      } else {
-        Tensor full = Tensor::empty(grad.shape(), grad.dtype(), Category::workspace, "where");
-        kernels.where(saved.get(), if_true, if_false, full);
-        give_summed(in, i, shape, full);
-      }
-    }
-  });
+  return autograd::record(
+      "where", y, {a, b}, [saved = Saved(condition), shape_a = a.shape(), shape_b = b.shape()](const Tensor& grad, InputGradients& in) {
+        auto& kernels = *backend(grad.device()).elementwise;
+        const Tensor zero = Tensor::full({}, 0, grad.dtype(), "zero");
+        for (const size_t i : {size_t{0}, size_t{1}}) {
+          if (!in.wants(i)) continue;
+          const Tensor& if_true = i == 0 ? grad : zero;
+          const Tensor& if_false = i == 0 ? zero : grad;
+          const Shape& shape = i == 0 ? shape_a : shape_b;
+          if (shape == grad.shape()) {
+            in.into(i, [&](Tensor& out, bool accumulate) { kernels.where(saved.get(), if_true, if_false, out, accumulate); });
+          } else {
+            Tensor full = Tensor::empty(grad.shape(), grad.dtype(), Category::workspace, "where");
+            kernels.where(saved.get(), if_true, if_false, full);
+            give_summed(in, i, shape, full);
+          }
+        }
+      });
 }
 
-Tensor masked_fill(const Tensor& x, const Tensor& mask, double value) { return where(mask, Tensor::full({}, value, x.dtype(), "masked_fill value"), x); }
+Tensor masked_fill(const Tensor& x, const Tensor& mask, double value) {
+  return where(mask, Tensor::full({}, value, x.dtype(), "masked_fill value"), x);
+}
 
 }  // namespace rz::ops

@@ -20,8 +20,8 @@ Shape replace_last(const Shape& shape, int drop, std::initializer_list<int64_t> 
 }
 
 // Gives input i the product left x right, summed over the batch dimensions that broadcasting repeated.
-void give_product(InputGradients& in, size_t i, const Shape& shape, const Tensor& left, bool transpose_left, const Tensor& right, bool transpose_right,
-                  double alpha) {
+void give_product(InputGradients& in, size_t i, const Shape& shape, const Tensor& left, bool transpose_left, const Tensor& right,
+                  bool transpose_right, double alpha) {
   if (!in.wants(i)) return;
   auto& kernels = *backend(left.device()).matmul;
   MatmulOptions options{.transpose_a = transpose_left, .transpose_b = transpose_right, .accumulate = false, .alpha = alpha};
@@ -57,26 +57,30 @@ Tensor matmul(const Tensor& a, const Tensor& b, MatmulTranspose transpose, doubl
   if (!autograd::needs_grad({a, b})) return y;
   const Saved saved_a = autograd::needs_grad({b}) ? Saved(a) : Saved();
   const Saved saved_b = autograd::needs_grad({a}) ? Saved(b) : Saved();
-  return autograd::record("matmul", y, {a, b},
-                          [=, shape_a = a.shape(), shape_b = b.shape()](const Tensor& grad, InputGradients& in) {
-                            // C = A B: dA = dC B^T, dB = A^T dC; a transposed input gets the transposed product.
-                            if (in.wants(0)) {
-                              const Tensor& kept = saved_b.get();
-                              if (transpose.a) give_product(in, 0, shape_a, kept, transpose.b, grad, true, alpha);
-                              else give_product(in, 0, shape_a, grad, false, kept, !transpose.b, alpha);
-                            }
-                            if (in.wants(1)) {
-                              const Tensor& kept = saved_a.get();
-                              if (transpose.b) give_product(in, 1, shape_b, grad, true, kept, transpose.a, alpha);
-                              else give_product(in, 1, shape_b, kept, !transpose.a, grad, false, alpha);
-                            }
-                          });
+  return autograd::record("matmul", y, {a, b}, [=, shape_a = a.shape(), shape_b = b.shape()](const Tensor& grad, InputGradients& in) {
+    // C = A B: dA = dC B^T, dB = A^T dC; a transposed input gets the transposed product.
+    if (in.wants(0)) {
+      const Tensor& kept = saved_b.get();
+      if (transpose.a)
+        give_product(in, 0, shape_a, kept, transpose.b, grad, true, alpha);
+      else
+        give_product(in, 0, shape_a, grad, false, kept, !transpose.b, alpha);
+    }
+    if (in.wants(1)) {
+      const Tensor& kept = saved_a.get();
+      if (transpose.b)
+        give_product(in, 1, shape_b, grad, true, kept, transpose.a, alpha);
+      else
+        give_product(in, 1, shape_b, kept, !transpose.a, grad, false, alpha);
+    }
+  });
 }
 
 Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
-  RZ_CHECK(x.rank() >= 1 && weight.rank() == 2 && x.size(-1) == weight.size(1), "linear: an input of {} does not fit a weight of {} [out, in]", x.str(),
-           weight.str());
-  RZ_CHECK(!bias.defined() || bias.shape() == Shape{weight.size(0)}, "linear: a bias of {} does not fit a weight of {} [out, in]", bias.str(), weight.str());
+  RZ_CHECK(x.rank() >= 1 && weight.rank() == 2 && x.size(-1) == weight.size(1),
+           "linear: an input of {} does not fit a weight of {} [out, in]", x.str(), weight.str());
+  RZ_CHECK(!bias.defined() || bias.shape() == Shape{weight.size(0)}, "linear: a bias of {} does not fit a weight of {} [out, in]",
+           bias.str(), weight.str());
   const int64_t out_features = weight.size(0);
   // Rows of a strided x are copied together once: forward and the weight's gradient both read them.
   const Tensor rows = as_rows(x);

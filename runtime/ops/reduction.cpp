@@ -42,7 +42,9 @@ Plan plan(const Tensor& x, const std::vector<int>& dims) {
 }
 
 // The gradient of a reduction's output, repeated over what was reduced: a view with stride 0.
-Tensor spread(const Tensor& grad, const Shape& kept, const Shape& full) { return detail::contiguous_values(grad).view_reshape(kept).view_broadcast(full); }
+Tensor spread(const Tensor& grad, const Shape& kept, const Shape& full) {
+  return detail::contiguous_values(grad).view_reshape(kept).view_broadcast(full);
+}
 
 Tensor scaled(const Tensor& x, double factor) {
   Tensor y = Tensor::empty(x.shape(), x.dtype(), Category::workspace, "scaled gradient");
@@ -106,15 +108,16 @@ Tensor var(const Tensor& x, std::vector<int> dims, bool keepdim, double correcti
   backend(x.device()).reduction->variance(x, p.dims, correction, y, average);
   if (!recorded) return y;
   const double factor = 2.0 / (static_cast<double>(p.count) - correction);
-  return autograd::record("var", y, {x}, [p, factor, saved_x = Saved(x), saved_mean = Saved(average)](const Tensor& grad, InputGradients& in) {
-    auto& kernels = *backend(grad.device()).elementwise;
-    const Tensor& x = saved_x.get();
-    Tensor deviation = Tensor::empty(x.shape(), x.dtype(), Category::workspace, "var deviation");
-    kernels.binary(BinaryOp::sub, x, spread(saved_mean.get(), p.kept, x.shape()), deviation);
-    Tensor gradient = Tensor::empty(x.shape(), x.dtype(), "var gradient");
-    kernels.binary(BinaryOp::mul, deviation, spread(scaled(grad, factor), p.kept, x.shape()), gradient);
-    in.add(0, gradient);
-  });
+  return autograd::record("var", y, {x},
+                          [p, factor, saved_x = Saved(x), saved_mean = Saved(average)](const Tensor& grad, InputGradients& in) {
+                            auto& kernels = *backend(grad.device()).elementwise;
+                            const Tensor& x = saved_x.get();
+                            Tensor deviation = Tensor::empty(x.shape(), x.dtype(), Category::workspace, "var deviation");
+                            kernels.binary(BinaryOp::sub, x, spread(saved_mean.get(), p.kept, x.shape()), deviation);
+                            Tensor gradient = Tensor::empty(x.shape(), x.dtype(), "var gradient");
+                            kernels.binary(BinaryOp::mul, deviation, spread(scaled(grad, factor), p.kept, x.shape()), gradient);
+                            in.add(0, gradient);
+                          });
 }
 
 Tensor cumsum(const Tensor& x, int dim) {

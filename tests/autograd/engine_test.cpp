@@ -168,13 +168,13 @@ TEST(Engine, ASecondBackwardNeedsRetainGraph) {
 
 TEST(Engine, ErrorsOfUse) {
   Tensor a = leaf({2}, 2);
-  EXPECT_THROW(backward(Tensor::scalar(1)), Error);                                  // not part of a graph
-  EXPECT_THROW(backward(ops::square(a)), Error);                                     // needs a gradient: not a scalar
-  EXPECT_THROW(backward(ops::square(a), {.grad = Tensor::full({3}, 1)}), Error);     // of the wrong shape
+  EXPECT_THROW(backward(Tensor::scalar(1)), Error);                               // not part of a graph
+  EXPECT_THROW(backward(ops::square(a)), Error);                                  // needs a gradient: not a scalar
+  EXPECT_THROW(backward(ops::square(a), {.grad = Tensor::full({3}, 1)}), Error);  // of the wrong shape
   Tensor y = ops::square(a);
-  EXPECT_THROW(autograd::set_requires_grad(y, true), Error);                         // not a leaf
+  EXPECT_THROW(autograd::set_requires_grad(y, true), Error);  // not a leaf
   Tensor i = Tensor::full({2}, 1, DType::i64);
-  EXPECT_THROW(autograd::set_requires_grad(i, true), Error);                         // integers have no gradient
+  EXPECT_THROW(autograd::set_requires_grad(i, true), Error);  // integers have no gradient
 }
 
 TEST(Engine, GradWithRespectToLeavesAndInnerTensorsTouchesNoLeaf) {
@@ -212,11 +212,12 @@ TEST(Engine, AnExceptionInBackwardLeavesNothingBehind) {
   Tensor a = leaf({64}, 2), b = leaf({64}, 1);
   bool fail = true;
   const auto build = [&] {
-    const Tensor middle = autograd::record("fails", ops::mul(a, b).view_alias(), {a, b}, [&fail](const Tensor& grad, autograd::InputGradients& in) {
-      in.add(0, grad);
-      if (fail) throw Error("on purpose");
-      in.add(1, grad);
-    });
+    const Tensor middle =
+        autograd::record("fails", ops::mul(a, b).view_alias(), {a, b}, [&fail](const Tensor& grad, autograd::InputGradients& in) {
+          in.add(0, grad);
+          if (fail) throw Error("on purpose");
+          in.add(1, grad);
+        });
     return ops::sum(ops::add(ops::square(a), middle));
   };
   {

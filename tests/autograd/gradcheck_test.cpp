@@ -22,7 +22,8 @@ template <class Backward>
 test::TensorFunction square_with(Backward backward) {
   return [backward](const std::vector<Tensor>& in) {
     Tensor y = ops::square(ops::detach(in[0]));
-    return autograd::record("square", y, {in[0]}, [backward, x = in[0].view_alias()](const Tensor& grad, InputGradients& to) { backward(x, grad, to); });
+    return autograd::record("square", y, {in[0]},
+                            [backward, x = in[0].view_alias()](const Tensor& grad, InputGradients& to) { backward(x, grad, to); });
   };
 }
 
@@ -32,7 +33,8 @@ TEST(Gradcheck, ARightDerivativePasses) {
 }
 
 TEST(Gradcheck, AWrongFactorIsCaughtAndNamed) {
-  const auto f = square_with([](const Tensor& x, const Tensor& grad, InputGradients& to) { to.add(0, ops::scale(ops::mul(x, grad), 2.0001)); });
+  const auto f =
+      square_with([](const Tensor& x, const Tensor& grad, InputGradients& to) { to.add(0, ops::scale(ops::mul(x, grad), 2.0001)); });
   const auto found = gradient_mismatches(f, {random_tensor({3, 2}, 1)}, {.name = "mutant"});
   ASSERT_FALSE(found.empty());
   EXPECT_NE(found[0].find("mutant: input 0 [3, 2] element 0"), std::string::npos) << found[0];
@@ -72,7 +74,9 @@ TEST(Gradcheck, AWholeNetwork) {
     const Tensor gated = ops::silu_mul(h, ops::linear(in[0], in[3]));
     return ops::mean(ops::square(ops::linear(ops::add(gated, h), in[4], in[5])), {0});
   };
-  test::expect_gradients_match(f, {random_tensor({4, 3}, 1), random_tensor({5, 3}, 2), random_tensor({5}, 3), random_tensor({5, 3}, 4), random_tensor({2, 5}, 5), random_tensor({2}, 6)},
+  test::expect_gradients_match(f,
+                               {random_tensor({4, 3}, 1), random_tensor({5, 3}, 2), random_tensor({5}, 3), random_tensor({5, 3}, 4),
+                                random_tensor({2, 5}, 5), random_tensor({2}, 6)},
                                {.name = "network"});
 }
 

@@ -105,8 +105,12 @@ TEST(Elementwise, EveryPathGivesTheSameBitsForEveryThreadCount) {
   // Long rows, short rows, scalars, columns, transposed and 16-bit operands, accumulating or not.
   const Tensor x = random_tensor({60, 500}, 1, -1, 1, DType::f32);
   const Tensor transposed = random_tensor({500, 60}, 2, -1, 1, DType::f32).view_transpose(0, 1);
-  const Tensor operands[] = {random_tensor({60, 500}, 3, -1, 1, DType::f32), random_tensor({500}, 4, -1, 1, DType::f32), random_tensor({60, 1}, 5, -1, 1, DType::f32),
-                             Tensor::full({}, 0.3), transposed, random_tensor({60, 500}, 6, -1, 1, DType::bf16)};
+  const Tensor operands[] = {random_tensor({60, 500}, 3, -1, 1, DType::f32),
+                             random_tensor({500}, 4, -1, 1, DType::f32),
+                             random_tensor({60, 1}, 5, -1, 1, DType::f32),
+                             Tensor::full({}, 0.3),
+                             transposed,
+                             random_tensor({60, 500}, 6, -1, 1, DType::bf16)};
   for (const Tensor& b : operands) {
     const auto want_b = values_of(b.view_broadcast({60, 500})), want_x = values_of(x);
     std::vector<double> first;
@@ -116,7 +120,8 @@ TEST(Elementwise, EveryPathGivesTheSameBitsForEveryThreadCount) {
       Tensor out = Tensor::full({60, 500}, 1);
       kernels().binary(BinaryOp::mul, x, b, out);
       const auto product = values_of(out);
-      for (size_t i = 0; i < want_x.size(); ++i) ASSERT_EQ(product[i], static_cast<double>(static_cast<float>(want_x[i] * want_b[i]))) << b.str();
+      for (size_t i = 0; i < want_x.size(); ++i)
+        ASSERT_EQ(product[i], static_cast<double>(static_cast<float>(want_x[i] * want_b[i]))) << b.str();
       kernels().binary_gradient(BinaryOp::mul, 0, x, Tensor(), b, out, true);
       const auto values = values_of(out);
       if (first.empty()) first = values;
@@ -129,8 +134,9 @@ TEST(Elementwise, EveryPathGivesTheSameBitsForEveryThreadCount) {
 TEST(Elementwise, ComparisonsAndSelection) {
   const Tensor a = Tensor::of<float>({4}, {1, 2, 3, std::numeric_limits<float>::quiet_NaN()}), b = Tensor::of<float>({}, {2});
   Tensor out = Tensor::empty({4}, DType::u8);
-  const std::pair<CompareOp, std::vector<double>> rows[] = {{CompareOp::eq, {0, 1, 0, 0}}, {CompareOp::ne, {1, 0, 1, 1}}, {CompareOp::lt, {1, 0, 0, 0}},
-                                                            {CompareOp::le, {1, 1, 0, 0}}, {CompareOp::gt, {0, 0, 1, 0}}, {CompareOp::ge, {0, 1, 1, 0}}};
+  const std::pair<CompareOp, std::vector<double>> rows[] = {{CompareOp::eq, {0, 1, 0, 0}}, {CompareOp::ne, {1, 0, 1, 1}},
+                                                            {CompareOp::lt, {1, 0, 0, 0}}, {CompareOp::le, {1, 1, 0, 0}},
+                                                            {CompareOp::gt, {0, 0, 1, 0}}, {CompareOp::ge, {0, 1, 1, 0}}};
   for (const auto& [op, want] : rows) {
     kernels().compare(op, a, b, out);
     EXPECT_EQ(values_of(out), want) << static_cast<int>(op);

@@ -25,30 +25,37 @@ std::vector<double> naive(const Tensor& a, const Tensor& b, const MatmulOptions&
   std::vector<double> out(static_cast<size_t>(m * n), 0.0);
   for (int64_t i = 0; i < m; ++i)
     for (int64_t p = 0; p < k; ++p)
-      for (int64_t j = 0; j < n; ++j) out[static_cast<size_t>(i * n + j)] += options.alpha * x[static_cast<size_t>(i * k + p)] * y[static_cast<size_t>(p * n + j)];
+      for (int64_t j = 0; j < n; ++j)
+        out[static_cast<size_t>(i * n + j)] += options.alpha * x[static_cast<size_t>(i * k + p)] * y[static_cast<size_t>(p * n + j)];
   return out;
 }
 
 double tolerance(DType t, int64_t k) {
   const double terms = std::sqrt(static_cast<double>(std::max<int64_t>(k, 1)));
   switch (t) {
-    case DType::f64: return 1e-15 * terms * 4;
-    case DType::f32: return 1.2e-7 * terms * 4;
-    case DType::f16: return 1e-3 * terms;
-    default: return 8e-3 * terms;
+    case DType::f64:
+      return 1e-15 * terms * 4;
+    case DType::f32:
+      return 1.2e-7 * terms * 4;
+    case DType::f16:
+      return 1e-3 * terms;
+    default:
+      return 8e-3 * terms;
   }
 }
 
 void expect_close(const Tensor& out, const std::vector<double>& want, double bound, const std::string& what) {
   const auto got = values_of(out);
   ASSERT_EQ(got.size(), want.size());
-  for (size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], want[i], bound * std::max(1.0, std::abs(want[i]))) << what << " element " << i;
+  for (size_t i = 0; i < got.size(); ++i)
+    ASSERT_NEAR(got[i], want[i], bound * std::max(1.0, std::abs(want[i]))) << what << " element " << i;
 }
 
 MatmulKernels& kernels() { return *backend({}).matmul; }
 
 TEST(Matmul, EveryShapeLayoutAndTypeMatchesTheNaiveProduct) {
-  const int64_t sizes[][3] = {{1, 1, 1}, {1, 33, 7}, {2, 3, 5}, {12, 32, 16}, {13, 33, 17}, {11, 31, 385}, {5, 70, 800}, {64, 64, 64}, {200, 50, 40}, {30, 1100, 20}};
+  const int64_t sizes[][3] = {{1, 1, 1},     {1, 33, 7},   {2, 3, 5},    {12, 32, 16},  {13, 33, 17},
+                              {11, 31, 385}, {5, 70, 800}, {64, 64, 64}, {200, 50, 40}, {30, 1100, 20}};
   for (const DType type : {DType::f32, DType::f64, DType::bf16, DType::f16})
     for (const auto& [m, n, k] : sizes)
       for (int layout = 0; layout < 4; ++layout) {
@@ -86,7 +93,8 @@ TEST(Matmul, BiasIsAddedToEveryRow) {
 
 TEST(Matmul, BatchesBroadcastAndMayBeStridedViews) {
   const Tensor a = random_tensor({2, 3, 5, 4}, 1), b = random_tensor({3, 4, 6}, 2), shared = random_tensor({4, 6}, 3);
-  Tensor out = Tensor::empty({2, 3, 5, 6}, DType::f64), flat = Tensor::empty({2, 3, 5, 6}, DType::f64), permuted = Tensor::empty({2, 3, 5, 6}, DType::f64);
+  Tensor out = Tensor::empty({2, 3, 5, 6}, DType::f64), flat = Tensor::empty({2, 3, 5, 6}, DType::f64),
+         permuted = Tensor::empty({2, 3, 5, 6}, DType::f64);
   kernels().matmul(a, b, out);
   kernels().matmul(a, shared, flat);
   // [2, 5, 3, 4] viewed as [2, 3, 5, 4]: heads lie between rows.
@@ -95,7 +103,9 @@ TEST(Matmul, BatchesBroadcastAndMayBeStridedViews) {
   kernels().matmul(interleaved.view_transpose(1, 2), b, permuted);
   for (int64_t i = 0; i < 2; ++i)
     for (int64_t j = 0; j < 3; ++j) {
-      const auto matrix = [&](const Tensor& t) { return t.view_slice(0, i, i + 1).view_slice(1, j, j + 1).view_reshape({t.size(2), t.size(3)}); };
+      const auto matrix = [&](const Tensor& t) {
+        return t.view_slice(0, i, i + 1).view_slice(1, j, j + 1).view_reshape({t.size(2), t.size(3)});
+      };
       const auto want = naive(matrix(a), b.view_slice(0, j, j + 1).view_reshape({4, 6}), {});
       expect_close(matrix(out), want, 1e-14, "batched");
       expect_close(matrix(permuted), want, 1e-14, "strided");

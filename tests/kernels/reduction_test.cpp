@@ -23,9 +23,10 @@ struct Case {
   Shape shape;
   std::vector<int> dims;
 };
-const Case kCases[] = {{{7}, {0}},           {{100000}, {0}},     {{3, 40000}, {1}},       {{5000, 3}, {0}},  {{3000, 700}, {0}},     {{64, 384}, {1}},
-                       {{4, 300, 20}, {1}},  {{4, 30, 20}, {0, 2}}, {{4, 30, 20}, {0, 1}}, {{1, 50, 1}, {1}}, {{6, 5, 4, 3}, {1, 3}}, {{2, 3}, {0, 1}},
-                       {{2, 20000, 2}, {1}}, {{5, 3}, {}}};
+const Case kCases[] = {
+    {{7}, {0}},           {{100000}, {0}},       {{3, 40000}, {1}},     {{5000, 3}, {0}},  {{3000, 700}, {0}},     {{64, 384}, {1}},
+    {{4, 300, 20}, {1}},  {{4, 30, 20}, {0, 2}}, {{4, 30, 20}, {0, 1}}, {{1, 50, 1}, {1}}, {{6, 5, 4, 3}, {1, 3}}, {{2, 3}, {0, 1}},
+    {{2, 20000, 2}, {1}}, {{5, 3}, {}}};
 
 // The reduction by its definition.
 std::vector<double> naive(const Tensor& x, const std::vector<int>& dims, ReduceOp op) {
@@ -35,8 +36,10 @@ std::vector<double> naive(const Tensor& x, const std::vector<int>& dims, ReduceO
   for (int d = x.rank() - 1; d >= 0; --d) {
     const bool reduced = std::find(dims.begin(), dims.end(), d) != dims.end();
     strides[static_cast<size_t>(d)] = reduced ? 0 : stride;
-    if (reduced) count *= static_cast<double>(x.size(d));
-    else stride *= x.size(d);
+    if (reduced)
+      count *= static_cast<double>(x.size(d));
+    else
+      stride *= x.size(d);
   }
   const double start = op == ReduceOp::max ? -1e300 : op == ReduceOp::min ? 1e300 : op == ReduceOp::prod ? 1 : 0;
   std::vector<double> out(static_cast<size_t>(stride), start);
@@ -49,10 +52,17 @@ std::vector<double> naive(const Tensor& x, const std::vector<int>& dims, ReduceO
     }
     double& to = out[static_cast<size_t>(at)];
     switch (op) {
-      case ReduceOp::max: to = std::max(to, values[i]); break;
-      case ReduceOp::min: to = std::min(to, values[i]); break;
-      case ReduceOp::prod: to *= values[i]; break;
-      default: to += values[i];
+      case ReduceOp::max:
+        to = std::max(to, values[i]);
+        break;
+      case ReduceOp::min:
+        to = std::min(to, values[i]);
+        break;
+      case ReduceOp::prod:
+        to *= values[i];
+        break;
+      default:
+        to += values[i];
     }
   }
   if (op == ReduceOp::mean)
@@ -79,7 +89,8 @@ TEST(Reduce, EveryOpShapeAndType) {
         ASSERT_EQ(got.size(), want.size());
         // Sums are taken in double: only the result is rounded.
         for (size_t i = 0; i < got.size(); ++i)
-          ASSERT_NEAR(got[i], want[i], epsilon * std::max(type == DType::f64 ? 100.0 : 1e-3, std::abs(want[i]))) << name(type) << " " << c.shape.str() << " op " << static_cast<int>(op);
+          ASSERT_NEAR(got[i], want[i], epsilon * std::max(type == DType::f64 ? 100.0 : 1e-3, std::abs(want[i])))
+              << name(type) << " " << c.shape.str() << " op " << static_cast<int>(op);
       }
 }
 
@@ -133,7 +144,8 @@ TEST(Reduce, Errors) {
 
 TEST(SumToShape, UndoesEveryBroadcast) {
   const Tensor x = random_tensor({4, 3, 5}, 1);
-  const std::pair<Shape, std::vector<int>> rows[] = {{{5}, {0, 1}}, {{3, 1}, {0, 2}}, {{4, 1, 5}, {1}}, {{}, {0, 1, 2}}, {{1, 1, 1}, {0, 1, 2}}, {{4, 3, 5}, {}}};
+  const std::pair<Shape, std::vector<int>> rows[] = {{{5}, {0, 1}},   {{3, 1}, {0, 2}},       {{4, 1, 5}, {1}},
+                                                     {{}, {0, 1, 2}}, {{1, 1, 1}, {0, 1, 2}}, {{4, 3, 5}, {}}};
   for (const auto& [shape, dims] : rows) {
     Tensor out = Tensor::full(shape, 1, DType::f64);
     kernels().sum_to_shape(x, out, true);
@@ -155,7 +167,8 @@ TEST(Variance, OfRowsAndColumnsWithAndWithoutCorrection) {
       for (int64_t i = 0; i < others; ++i) {
         double m = 0, s = 0;
         for (int64_t k = 0; k < n; ++k) m += values[static_cast<size_t>(i * n + k)] / static_cast<double>(n);
-        for (int64_t k = 0; k < n; ++k) s += std::pow(values[static_cast<size_t>(i * n + k)] - m, 2) / (static_cast<double>(n) - correction);
+        for (int64_t k = 0; k < n; ++k)
+          s += std::pow(values[static_cast<size_t>(i * n + k)] - m, 2) / (static_cast<double>(n) - correction);
         EXPECT_NEAR(mean.data<float>()[i], m, 1e-5);
         EXPECT_NEAR(out.data<float>()[i], s, 1e-6);
       }

@@ -22,9 +22,7 @@ double project(const Tensor& out, const std::vector<double>& weights) {
   return sum;
 }
 
-bool differs(double a, double b, double tolerance) {
-  return !(std::abs(a - b) <= tolerance * std::max({1.0, std::abs(a), std::abs(b)}));
-}
+bool differs(double a, double b, double tolerance) { return !(std::abs(a - b) <= tolerance * std::max({1.0, std::abs(a), std::abs(b)})); }
 
 }  // namespace
 

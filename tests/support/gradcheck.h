@@ -24,7 +24,8 @@ struct GradcheckOptions {
 
 // One line per mismatch (the first few), naming function, input, index and both values; empty when all agree.
 // Floating-point inputs must be f64 and are copied into fresh leaves; other inputs (indices, masks) are passed as they are.
-std::vector<std::string> gradient_mismatches(const TensorFunction& f, const std::vector<Tensor>& inputs, const GradcheckOptions& options = {});
+std::vector<std::string> gradient_mismatches(const TensorFunction& f, const std::vector<Tensor>& inputs,
+                                             const GradcheckOptions& options = {});
 
 // Fails the running test for each mismatch.
 void expect_gradients_match(const TensorFunction& f, std::vector<Tensor> inputs, GradcheckOptions options = {});

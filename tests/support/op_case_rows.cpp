@@ -62,7 +62,8 @@ Values along_middle(const Tensor& x, const std::function<Values(const Values&)>&
       const Values result = f(line);
       per_line = result.size();
       out.resize(static_cast<size_t>(a * b) * per_line);
-      for (size_t k = 0; k < per_line; ++k) out[(static_cast<size_t>(i) * per_line + k) * static_cast<size_t>(b) + static_cast<size_t>(j)] = result[k];
+      for (size_t k = 0; k < per_line; ++k)
+        out[(static_cast<size_t>(i) * per_line + k) * static_cast<size_t>(b) + static_cast<size_t>(j)] = result[k];
     }
   return out;
 }
@@ -142,7 +143,10 @@ const std::map<std::string, double (*)(double, double)>& binary_formulas() {
 
 void add_elementwise(std::vector<OpCase>& rows) {
   const auto add_unary = [&](const std::string& name, Tensor (*op)(const Tensor&), double low, double high) {
-    rows.push_back({name, [op](const Tensors& in) { return op(in[0]); }, {{{3, 23}, low, high}}, [f = unary_formulas().at(name)](const Tensors& in) {
+    rows.push_back({name,
+                    [op](const Tensors& in) { return op(in[0]); },
+                    {{{3, 23}, low, high}},
+                    [f = unary_formulas().at(name)](const Tensors& in) {
                       Values out = values_of(in[0]);
                       for (double& x : out) x = f(x);
                       return out;
@@ -152,26 +156,40 @@ void add_elementwise(std::vector<OpCase>& rows) {
   RZ_UNARY_OPS(RZ_ROW)
 #undef RZ_ROW
 
-  const auto add_scaled = [&](const std::string& name, std::function<Tensor(const Tensor&)> op, double low, double high, double p0, double p1) {
-    rows.push_back({name, [op](const Tensors& in) { return op(in[0]); }, {{{5, 13}, low, high}}, [f = scaled_formulas().at(name), p0, p1](const Tensors& in) {
+  const auto add_scaled = [&](const std::string& name, std::function<Tensor(const Tensor&)> op, double low, double high, double p0,
+                              double p1) {
+    rows.push_back({name,
+                    [op](const Tensors& in) { return op(in[0]); },
+                    {{{5, 13}, low, high}},
+                    [f = scaled_formulas().at(name), p0, p1](const Tensors& in) {
                       Values out = values_of(in[0]);
                       for (double& x : out) x = f(x, p0, p1);
                       return out;
                     }});
   };
-  add_scaled("scale", [](const Tensor& x) { return ops::scale(x, 1.75); }, -2, 2, 1.75, 0);
-  add_scaled("shift", [](const Tensor& x) { return ops::shift(x, 0.75); }, -2, 2, 0.75, 0);
-  add_scaled("power", [](const Tensor& x) { return ops::power(x, 1.7); }, 0.3, 3, 1.7, 0);
-  add_scaled("power", [](const Tensor& x) { return ops::power(x, 2); }, 0.3, 3, 2, 0);
-  add_scaled("power", [](const Tensor& x) { return ops::power(x, -0.5); }, 0.3, 3, -0.5, 0);
-  add_scaled("clamp", [](const Tensor& x) { return ops::clamp(x, -1, 0.5); }, -2, 2, -1, 0.5);
-  add_scaled("leaky_relu", [](const Tensor& x) { return ops::leaky_relu(x, 0.2); }, -2, 2, 0.2, 0);
-  add_scaled("elu", [](const Tensor& x) { return ops::elu(x, 1.3); }, -2, 2, 1.3, 0);
+  add_scaled(
+      "scale", [](const Tensor& x) { return ops::scale(x, 1.75); }, -2, 2, 1.75, 0);
+  add_scaled(
+      "shift", [](const Tensor& x) { return ops::shift(x, 0.75); }, -2, 2, 0.75, 0);
+  add_scaled(
+      "power", [](const Tensor& x) { return ops::power(x, 1.7); }, 0.3, 3, 1.7, 0);
+  add_scaled(
+      "power", [](const Tensor& x) { return ops::power(x, 2); }, 0.3, 3, 2, 0);
+  add_scaled(
+      "power", [](const Tensor& x) { return ops::power(x, -0.5); }, 0.3, 3, -0.5, 0);
+  add_scaled(
+      "clamp", [](const Tensor& x) { return ops::clamp(x, -1, 0.5); }, -2, 2, -1, 0.5);
+  add_scaled(
+      "leaky_relu", [](const Tensor& x) { return ops::leaky_relu(x, 0.2); }, -2, 2, 0.2, 0);
+  add_scaled(
+      "elu", [](const Tensor& x) { return ops::elu(x, 1.3); }, -2, 2, 1.3, 0);
 
   const auto add_binary = [&](const std::string& name, Tensor (*op)(const Tensor&, const Tensor&), double low, double high) {
     const std::pair<Shape, Shape> shapes[] = {{{4, 17}, {4, 17}}, {{2, 3, 7}, {7}}, {{2, 3, 5}, {2, 1, 5}}, {{6}, {}}, {{3, 1}, {1, 4}}};
     for (const auto& [a, b] : shapes)
-      rows.push_back({fmt::format("{} {} {}", name, a.str(), b.str()), [op](const Tensors& in) { return op(in[0], in[1]); }, {{a, low, high}, {b, low, high}},
+      rows.push_back({fmt::format("{} {} {}", name, a.str(), b.str()),
+                      [op](const Tensors& in) { return op(in[0], in[1]); },
+                      {{a, low, high}, {b, low, high}},
                       [f = binary_formulas().at(name)](const Tensors& in) { return broadcast(in[0], in[1], f); }});
   };
 #define RZ_ROW(name, Functor, low, high) add_binary(#name, ops::name, low, high);
@@ -193,77 +211,158 @@ void add_structured(std::vector<OpCase>& rows) {
   };
   rows.push_back({"sum middle", [](const Tensors& in) { return ops::sum(in[0], {1}); }, cube, reduced(sum_of)});
   rows.push_back({"mean middle, keepdim", [](const Tensors& in) { return ops::mean(in[0], {-2}, true); }, cube, reduced(mean_of)});
-  rows.push_back({"max middle", [](const Tensors& in) { return ops::max(in[0], {1}); }, cube, reduced([](const Values& v) { return *std::max_element(v.begin(), v.end()); })});
-  rows.push_back({"min middle", [](const Tensors& in) { return ops::min(in[0], {1}); }, cube, reduced([](const Values& v) { return *std::min_element(v.begin(), v.end()); })});
-  rows.push_back({"var middle", [](const Tensors& in) { return ops::var(in[0], {1}); }, cube, reduced([](const Values& v) { return variance_of(v, 1); })});
-  rows.push_back({"var of all", [](const Tensors& in) { return ops::var(in[0], {}, false, 0); }, cube, [](const Tensors& in) { return Values{variance_of(values_of(in[0]), 0)}; }});
-  rows.push_back({"sum of all", [](const Tensors& in) { return ops::sum(in[0]); }, cube, [](const Tensors& in) { return Values{sum_of(values_of(in[0]))}; }});
-  rows.push_back({"sum over the outer dimensions", [](const Tensors& in) { return ops::sum(in[0], {0, 2}); }, cube,
+  rows.push_back({"max middle", [](const Tensors& in) { return ops::max(in[0], {1}); }, cube,
+                  reduced([](const Values& v) { return *std::max_element(v.begin(), v.end()); })});
+  rows.push_back({"min middle", [](const Tensors& in) { return ops::min(in[0], {1}); }, cube,
+                  reduced([](const Values& v) { return *std::min_element(v.begin(), v.end()); })});
+  rows.push_back({"var middle", [](const Tensors& in) { return ops::var(in[0], {1}); }, cube,
+                  reduced([](const Values& v) { return variance_of(v, 1); })});
+  rows.push_back({"var of all", [](const Tensors& in) { return ops::var(in[0], {}, false, 0); }, cube,
+                  [](const Tensors& in) { return Values{variance_of(values_of(in[0]), 0)}; }});
+  rows.push_back({"sum of all", [](const Tensors& in) { return ops::sum(in[0]); }, cube,
+                  [](const Tensors& in) { return Values{sum_of(values_of(in[0]))}; }});
+  rows.push_back({"sum over the outer dimensions",
+                  [](const Tensors& in) {
+                    return ops::sum(in[0], {0, 2});
+                  },
+                  cube,
                   [](const Tensors& in) {
                     Values out(5);
                     const Values v = values_of(in[0]);
                     for (size_t i = 0; i < v.size(); ++i) out[i / 4 % 5] += v[i];
                     return out;
                   }});
-  rows.push_back({"cumsum", [](const Tensors& in) { return ops::cumsum(in[0], 1); }, cube, [](const Tensors& in) {
+  rows.push_back({"cumsum", [](const Tensors& in) { return ops::cumsum(in[0], 1); }, cube,
+                  [](const Tensors& in) {
                     return along_middle(in[0], [](const Values& v) {
                       Values out(v.size());
                       std::partial_sum(v.begin(), v.end(), out.begin());
                       return out;
                     });
                   }});
-  rows.push_back({"matmul", [](const Tensors& in) { return ops::matmul(in[0], in[1]); }, {{{2, 3, 7}}, {{2, 7, 5}}}, [](const Tensors& in) { return batched_product(in[0], in[1]); }});
-  rows.push_back({"matmul, both transposed, scaled", [](const Tensors& in) { return ops::matmul(in[0], in[1], {true, true}, 0.5); }, {{{2, 7, 3}}, {{2, 5, 7}}},
+  rows.push_back({"matmul",
+                  [](const Tensors& in) { return ops::matmul(in[0], in[1]); },
+                  {{{2, 3, 7}}, {{2, 7, 5}}},
+                  [](const Tensors& in) { return batched_product(in[0], in[1]); }});
+  rows.push_back({"matmul, both transposed, scaled",
+                  [](const Tensors& in) {
+                    return ops::matmul(in[0], in[1], {true, true}, 0.5);
+                  },
+                  {{{2, 7, 3}}, {{2, 5, 7}}},
                   [](const Tensors& in) {
                     Values out = batched_product(contiguous_copy(in[0].view_transpose(1, 2)), contiguous_copy(in[1].view_transpose(1, 2)));
                     for (double& x : out) x *= 0.5;
                     return out;
                   }});
-  rows.push_back({"matmul, first transposed", [](const Tensors& in) { return ops::matmul(in[0], in[1], {true, false}); }, {{{2, 7, 3}}, {{2, 7, 5}}},
+  rows.push_back({"matmul, first transposed",
+                  [](const Tensors& in) {
+                    return ops::matmul(in[0], in[1], {true, false});
+                  },
+                  {{{2, 7, 3}}, {{2, 7, 5}}},
                   [](const Tensors& in) { return batched_product(contiguous_copy(in[0].view_transpose(1, 2)), in[1]); }});
-  rows.push_back({"matmul, second transposed", [](const Tensors& in) { return ops::matmul(in[0], in[1], {false, true}); }, {{{2, 3, 7}}, {{2, 5, 7}}},
+  rows.push_back({"matmul, second transposed",
+                  [](const Tensors& in) {
+                    return ops::matmul(in[0], in[1], {false, true});
+                  },
+                  {{{2, 3, 7}}, {{2, 5, 7}}},
                   [](const Tensors& in) { return batched_product(in[0], contiguous_copy(in[1].view_transpose(1, 2))); }});
-  rows.push_back({"matmul, one matrix for the batch", [](const Tensors& in) { return ops::matmul(in[0], in[1]); }, {{{4, 3, 6}}, {{6, 5}}},
-                  [](const Tensors& in) { return batched_product(in[0], contiguous_copy(in[1].view_broadcast({4, 6, 5}))); }});
-  rows.push_back({"linear", [](const Tensors& in) { return ops::linear(in[0], in[1], in[2]); }, {{{2, 3, 6}}, {{5, 6}}, {{5}}}, [](const Tensors& in) {
+  rows.push_back({"matmul, one matrix for the batch",
+                  [](const Tensors& in) { return ops::matmul(in[0], in[1]); },
+                  {{{4, 3, 6}}, {{6, 5}}},
+                  [](const Tensors& in) {
+                    return batched_product(in[0], contiguous_copy(in[1].view_broadcast({4, 6, 5})));
+                  }});
+  rows.push_back({"linear",
+                  [](const Tensors& in) { return ops::linear(in[0], in[1], in[2]); },
+                  {{{2, 3, 6}}, {{5, 6}}, {{5}}},
+                  [](const Tensors& in) {
                     Values out = batched_product(in[0], contiguous_copy(in[1].view_transpose(0, 1).view_broadcast({2, 6, 5})));
                     const Values bias = values_of(in[2]);
                     for (size_t i = 0; i < out.size(); ++i) out[i] += bias[i % 5];
                     return out;
                   }});
-  rows.push_back({"linear without bias", [](const Tensors& in) { return ops::linear(in[0], in[1]); }, {{{4, 6}}, {{5, 6}}}, [](const Tensors& in) {
-                    return batched_product(in[0].view_reshape({1, 4, 6}), contiguous_copy(in[1].view_transpose(0, 1)).view_reshape({1, 6, 5}));
-                  }});
-  rows.push_back({"reshape", [](const Tensors& in) { return ops::reshape(in[0], {-1, 10}); }, cube, [](const Tensors& in) { return values_of(in[0]); }});
+  rows.push_back(
+      {"linear without bias",
+       [](const Tensors& in) { return ops::linear(in[0], in[1]); },
+       {{{4, 6}}, {{5, 6}}},
+       [](const Tensors& in) {
+         return batched_product(in[0].view_reshape({1, 4, 6}), contiguous_copy(in[1].view_transpose(0, 1)).view_reshape({1, 6, 5}));
+       }});
+  rows.push_back({"reshape",
+                  [](const Tensors& in) {
+                    return ops::reshape(in[0], {-1, 10});
+                  },
+                  cube, [](const Tensors& in) { return values_of(in[0]); }});
   rows.push_back({"transpose then slice", [](const Tensors& in) { return ops::slice(ops::transpose(in[0], 0, 2), 1, 1, 4); }, cube,
                   [](const Tensors& in) { return values_of(in[0].view_transpose(0, 2).view_slice(1, 1, 4)); }});
-  rows.push_back({"permute", [](const Tensors& in) { return ops::permute(in[0], {2, 0, 1}); }, cube, [](const Tensors& in) { return values_of(in[0].view_permute({2, 0, 1})); }});
-  rows.push_back({"overlapping slices", [](const Tensors& in) { return ops::add(ops::slice(in[0], 1, 0, 4), ops::slice(in[0], 1, 1, 5)); }, cube, [](const Tensors& in) {
+  rows.push_back({"permute",
+                  [](const Tensors& in) {
+                    return ops::permute(in[0], {2, 0, 1});
+                  },
+                  cube,
+                  [](const Tensors& in) {
+                    return values_of(in[0].view_permute({2, 0, 1}));
+                  }});
+  rows.push_back({"overlapping slices", [](const Tensors& in) { return ops::add(ops::slice(in[0], 1, 0, 4), ops::slice(in[0], 1, 1, 5)); },
+                  cube,
+                  [](const Tensors& in) {
                     return broadcast(in[0].view_slice(1, 0, 4), in[0].view_slice(1, 1, 5), [](double a, double b) { return a + b; });
                   }});
-  rows.push_back({"broadcast_to", [](const Tensors& in) { return ops::broadcast_to(in[0], {2, 3, 4}); }, {{{3, 1}}}, [](const Tensors& in) { return values_of(in[0].view_broadcast({2, 3, 4})); }});
-  rows.push_back({"concat", [](const Tensors& in) { return ops::concat({in[0], in[1], in[0]}, 1); }, {{{2, 2}}, {{2, 3}}}, [](const Tensors& in) {
+  rows.push_back({"broadcast_to",
+                  [](const Tensors& in) {
+                    return ops::broadcast_to(in[0], {2, 3, 4});
+                  },
+                  {{{3, 1}}},
+                  [](const Tensors& in) {
+                    return values_of(in[0].view_broadcast({2, 3, 4}));
+                  }});
+  rows.push_back({"concat",
+                  [](const Tensors& in) {
+                    return ops::concat({in[0], in[1], in[0]}, 1);
+                  },
+                  {{{2, 2}}, {{2, 3}}},
+                  [](const Tensors& in) {
                     const Values a = values_of(in[0]), b = values_of(in[1]);
                     return Values{a[0], a[1], b[0], b[1], b[2], a[0], a[1], a[2], a[3], b[3], b[4], b[5], a[2], a[3]};
                   }});
-  rows.push_back({"stack", [](const Tensors& in) { return ops::stack({in[0], in[1]}, -1); }, {{{3}}, {{3}}}, [](const Tensors& in) {
+  rows.push_back({"stack",
+                  [](const Tensors& in) {
+                    return ops::stack({in[0], in[1]}, -1);
+                  },
+                  {{{3}}, {{3}}},
+                  [](const Tensors& in) {
                     const Values a = values_of(in[0]), b = values_of(in[1]);
                     return Values{a[0], b[0], a[1], b[1], a[2], b[2]};
                   }});
-  rows.push_back({"split", [](const Tensors& in) { const auto parts = ops::split(in[0], {1, 3}, 2); return ops::mul(parts[0], parts[1]); }, cube,
-                  [](const Tensors& in) { return broadcast(in[0].view_slice(2, 0, 1), in[0].view_slice(2, 1, 4), [](double a, double b) { return a * b; }); }});
-  rows.push_back({"gather", [](const Tensors& in) { return ops::gather(in[0], 1, in[1]); }, {{{2, 3}}, {{}, 0, 0, Tensor::of<int64_t>({2, 4}, {0, 2, 2, 1, 1, 1, 0, 2})}},
+  rows.push_back({"split",
+                  [](const Tensors& in) {
+                    const auto parts = ops::split(in[0], {1, 3}, 2);
+                    return ops::mul(parts[0], parts[1]);
+                  },
+                  cube,
+                  [](const Tensors& in) {
+                    return broadcast(in[0].view_slice(2, 0, 1), in[0].view_slice(2, 1, 4), [](double a, double b) { return a * b; });
+                  }});
+  rows.push_back({"gather",
+                  [](const Tensors& in) { return ops::gather(in[0], 1, in[1]); },
+                  {{{2, 3}}, {{}, 0, 0, Tensor::of<int64_t>({2, 4}, {0, 2, 2, 1, 1, 1, 0, 2})}},
                   [](const Tensors& in) {
                     const Values v = values_of(in[0]);
                     return Values{v[0], v[2], v[2], v[1], v[4], v[4], v[3], v[5]};
                   }});
-  rows.push_back({"where", [](const Tensors& in) { return ops::where(in[0], in[1], in[2]); }, {{{}, 0, 0, mask()}, {{3, 4}}, {{4}}}, [](const Tensors& in) {
+  rows.push_back({"where",
+                  [](const Tensors& in) { return ops::where(in[0], in[1], in[2]); },
+                  {{{}, 0, 0, mask()}, {{3, 4}}, {{4}}},
+                  [](const Tensors& in) {
                     const Values c = values_of(in[0]), a = values_of(in[1]), b = values_of(in[2]);
                     Values out(12);
                     for (size_t i = 0; i < 12; ++i) out[i] = c[i] != 0 ? a[i] : b[i % 4];
                     return out;
                   }});
-  rows.push_back({"masked_fill", [](const Tensors& in) { return ops::masked_fill(in[1], in[0], -3); }, {{{}, 0, 0, mask()}, {{2, 3, 4}}}, [](const Tensors& in) {
+  rows.push_back({"masked_fill",
+                  [](const Tensors& in) { return ops::masked_fill(in[1], in[0], -3); },
+                  {{{}, 0, 0, mask()}, {{2, 3, 4}}},
+                  [](const Tensors& in) {
                     const Values c = values_of(in[0]);
                     Values out = values_of(in[1]);
                     for (size_t i = 0; i < out.size(); ++i) out[i] = c[i % 12] != 0 ? -3 : out[i];

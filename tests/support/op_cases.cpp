@@ -16,17 +16,22 @@ namespace {
 
 double epsilon(DType t) {
   switch (t) {
-    case DType::f64: return 2.3e-16;
-    case DType::f32: return 1.2e-7;
-    case DType::f16: return 9.8e-4;
-    default: return 7.9e-3;
+    case DType::f64:
+      return 2.3e-16;
+    case DType::f32:
+      return 1.2e-7;
+    case DType::f16:
+      return 9.8e-4;
+    default:
+      return 7.9e-3;
   }
 }
 
 std::vector<Tensor> make_inputs(const OpCase& row, DType dtype) {
   std::vector<Tensor> inputs;
   uint64_t seed = 11;
-  for (const OpInput& input : row.inputs) inputs.push_back(input.fixed.defined() ? input.fixed : random_tensor(input.shape, seed++, input.low, input.high, dtype));
+  for (const OpInput& input : row.inputs)
+    inputs.push_back(input.fixed.defined() ? input.fixed : random_tensor(input.shape, seed++, input.low, input.high, dtype));
   return inputs;
 }
 
@@ -105,7 +110,8 @@ void check_op_case(const OpCase& row) {
     const std::string what = row.name + " " + name(type);
     const double bound = row.precision * epsilon(type);
     expect_near(got.value, row.reference(widened), bound, what);
-    for (size_t i = 0; i < want.gradients.size(); ++i) expect_near(got.gradients[i], want.gradients[i], bound, fmt::format("{} gradient {}", what, i));
+    for (size_t i = 0; i < want.gradients.size(); ++i)
+      expect_near(got.gradients[i], want.gradients[i], bound, fmt::format("{} gradient {}", what, i));
   }
 
   std::vector<Tensor> views;
@@ -113,7 +119,8 @@ void check_op_case(const OpCase& row) {
   EXPECT_EQ(run(row, views, projection).value, outcome.value) << row.name << ": strided inputs give other bits";
   if (row.has_gradient) {
     const auto gradients = run(row, views, projection).gradients;
-    for (size_t i = 0; i < gradients.size(); ++i) expect_near(gradients[i], outcome.gradients[i], 1e-13, fmt::format("{} gradient {} with strided inputs", row.name, i));
+    for (size_t i = 0; i < gradients.size(); ++i)
+      expect_near(gradients[i], outcome.gradients[i], 1e-13, fmt::format("{} gradient {} with strided inputs", row.name, i));
   }
 
   const auto context = RankContext::make(0, 3);

@@ -20,7 +20,7 @@ struct OpInput {
   Shape shape;
   double low = -1;
   double high = 1;
-  Tensor fixed{};         // an index or mask: given as it is, no gradient
+  Tensor fixed{};  // an index or mask: given as it is, no gradient
 };
 
 struct OpCase {
@@ -29,10 +29,10 @@ struct OpCase {
   std::vector<OpInput> inputs;
   // The value in double from contiguous f64 inputs, row-major, written without the library's kernels.
   std::function<std::vector<double>(const std::vector<Tensor>&)> reference;
-  double precision = 16;    // bound of values and gradients in units of the type's epsilon times max(1, largest |value|)
+  double precision = 16;  // bound of values and gradients in units of the type's epsilon times max(1, largest |value|)
   bool has_gradient = true;
-  bool any_dtype = true;    // false: f64 and f32 only
-  double step = 1e-5;       // of the central difference
+  bool any_dtype = true;  // false: f64 and f32 only
+  double step = 1e-5;     // of the central difference
 };
 
 // All rows.

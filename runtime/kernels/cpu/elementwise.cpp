@@ -78,8 +78,10 @@ class CpuElementwiseKernels final : public ElementwiseKernels {
 
   void copy(const Tensor& x, Tensor& out) override {
     check_shape("copy", x, out);
-    if (x.dtype() == out.dtype()) copy_same_type(x, out);
-    else run(identity_loops(), {&x}, out, false);
+    if (x.dtype() == out.dtype())
+      copy_same_type(x, out);
+    else
+      run(identity_loops(), {&x}, out, false);
     out.bump_version();
   }
 
@@ -106,14 +108,15 @@ class CpuElementwiseKernels final : public ElementwiseKernels {
     run(binary_loops()[static_cast<size_t>(op)].value, {&a, &b}, out, false);
   }
 
-  void binary_gradient(BinaryOp op, int input, const Tensor& grad, const Tensor& a, const Tensor& b, Tensor& out, bool accumulate) override {
+  void binary_gradient(BinaryOp op, int input, const Tensor& grad, const Tensor& a, const Tensor& b, Tensor& out,
+                       bool accumulate) override {
     check_shape(rz::name(op), grad, out);
     const BinaryLoops& loops = binary_loops()[static_cast<size_t>(op)];
     const unsigned reads = input == 0 ? traits(op).a_reads : traits(op).b_reads;
-    RZ_CHECK((a.defined() || !(reads & kReadsA)) && (b.defined() || !(reads & kReadsB)), "{}: the gradient of input {} reads an input that was not kept",
-             rz::name(op), input);
-    run(input == 0 ? loops.grad_a : loops.grad_b, {&grad, a.defined() && (reads & kReadsA) ? &a : &grad, b.defined() && (reads & kReadsB) ? &b : &grad}, out,
-        accumulate);
+    RZ_CHECK((a.defined() || !(reads & kReadsA)) && (b.defined() || !(reads & kReadsB)),
+             "{}: the gradient of input {} reads an input that was not kept", rz::name(op), input);
+    run(input == 0 ? loops.grad_a : loops.grad_b,
+        {&grad, a.defined() && (reads & kReadsA) ? &a : &grad, b.defined() && (reads & kReadsB) ? &b : &grad}, out, accumulate);
   }
 
   void compare(CompareOp op, const Tensor& a, const Tensor& b, Tensor& out) override {

@@ -22,7 +22,9 @@ void grad_b_loop(const C* __restrict g, const C* __restrict a, const C* __restri
 }
 template <class F>
 constexpr BinaryLoops make_binary_loops() {
-  return {{value_loop<F, float>, value_loop<F, double>}, {grad_a_loop<F, float>, grad_a_loop<F, double>}, {grad_b_loop<F, float>, grad_b_loop<F, double>}};
+  return {{value_loop<F, float>, value_loop<F, double>},
+          {grad_a_loop<F, float>, grad_a_loop<F, double>},
+          {grad_b_loop<F, float>, grad_b_loop<F, double>}};
 }
 
 template <class C>
@@ -34,10 +36,10 @@ void where_loop(const C* __restrict condition, const C* __restrict a, const C* _
   for (int64_t i = 0; i < n; ++i) out[i] = condition[i] != C(0) ? a[i] : b[i];
 }
 
-#define RZ_COMPARISON(name, symbol)                                                                          \
-  template <class C>                                                                                         \
+#define RZ_COMPARISON(name, symbol)                                                                              \
+  template <class C>                                                                                             \
   void name##_loop(const C* __restrict a, const C* __restrict b, const C*, C* __restrict out, int64_t n, C, C) { \
-    for (int64_t i = 0; i < n; ++i) out[i] = a[i] symbol b[i] ? C(1) : C(0);                                 \
+    for (int64_t i = 0; i < n; ++i) out[i] = a[i] symbol b[i] ? C(1) : C(0);                                     \
   }
 RZ_COMPARE_OPS(RZ_COMPARISON)
 #undef RZ_COMPARISON

@@ -79,8 +79,10 @@ void copy_runs(const IndexSpace& s, const T* from, T* to) {
       const Offsets o = offsets_at(s, s.rank - 1, i / inner);
       const T* x = from + o.from + start * from_stride;
       T* y = to + o.to + start * to_stride;
-      if (from_stride == 1 && to_stride == 1) std::memcpy(y, x, static_cast<size_t>(n) * sizeof(T));
-      else if (from_stride == 0 && to_stride == 1) std::fill_n(y, n, *x);
+      if (from_stride == 1 && to_stride == 1)
+        std::memcpy(y, x, static_cast<size_t>(n) * sizeof(T));
+      else if (from_stride == 0 && to_stride == 1)
+        std::fill_n(y, n, *x);
       else
         for (int64_t k = 0; k < n; ++k) y[k * to_stride] = x[k * from_stride];
       i += n;
@@ -109,9 +111,11 @@ void copy_typed(const Tensor& x, const Tensor& out) {
     for (size_t d = 0; d < last; ++d) {
       if (s.operands[0].strides[d] != 1 || s.extents[d] < 4) continue;
       // Move the dimension along which x is contiguous next to the last one.
-      std::rotate(s.extents.begin() + static_cast<std::ptrdiff_t>(d), s.extents.begin() + static_cast<std::ptrdiff_t>(d) + 1, s.extents.begin() + static_cast<std::ptrdiff_t>(last));
+      std::rotate(s.extents.begin() + static_cast<std::ptrdiff_t>(d), s.extents.begin() + static_cast<std::ptrdiff_t>(d) + 1,
+                  s.extents.begin() + static_cast<std::ptrdiff_t>(last));
       for (auto& o : s.operands)
-        std::rotate(o.strides.begin() + static_cast<std::ptrdiff_t>(d), o.strides.begin() + static_cast<std::ptrdiff_t>(d) + 1, o.strides.begin() + static_cast<std::ptrdiff_t>(last));
+        std::rotate(o.strides.begin() + static_cast<std::ptrdiff_t>(d), o.strides.begin() + static_cast<std::ptrdiff_t>(d) + 1,
+                    o.strides.begin() + static_cast<std::ptrdiff_t>(last));
       return copy_transposed<T>(s, from, to);
     }
   }
@@ -124,10 +128,14 @@ void copy_same_type(const Tensor& x, Tensor& out) {
   if (out.numel() == 0) return;
   // Only the size of an element matters.
   switch (size_bytes(out.dtype())) {
-    case 1: return copy_typed<uint8_t>(x, out);
-    case 2: return copy_typed<uint16_t>(x, out);
-    case 4: return copy_typed<uint32_t>(x, out);
-    default: return copy_typed<uint64_t>(x, out);
+    case 1:
+      return copy_typed<uint8_t>(x, out);
+    case 2:
+      return copy_typed<uint16_t>(x, out);
+    case 4:
+      return copy_typed<uint32_t>(x, out);
+    default:
+      return copy_typed<uint64_t>(x, out);
   }
 }
 

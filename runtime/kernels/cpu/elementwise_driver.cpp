@@ -10,15 +10,20 @@ namespace rz::cpu {
 
 namespace {
 
-constexpr int64_t kBlock = 512;      // elements of a buffer
-constexpr int64_t kRowMinimum = 192; // innermost extents from here on are walked row by row, without buffers where possible
+constexpr int64_t kBlock = 512;       // elements of a buffer
+constexpr int64_t kRowMinimum = 192;  // innermost extents from here on are walked row by row, without buffers where possible
 constexpr int64_t kGrain = 8192;
 
 template <class C>
 class Walker {
  public:
   Walker(const IndexSpace& space, Loop<C> loop, bool accumulate, OpScalars scalars)
-      : space_(space), inputs_(space.count - 1), loop_(loop), accumulate_(accumulate), p0_(static_cast<C>(scalars.p0)), p1_(static_cast<C>(scalars.p1)) {
+      : space_(space),
+        inputs_(space.count - 1),
+        loop_(loop),
+        accumulate_(accumulate),
+        p0_(static_cast<C>(scalars.p0)),
+        p1_(static_cast<C>(scalars.p1)) {
     for (int k = 0; k < inputs_; ++k)
       if (space.operands[static_cast<size_t>(k)].constant) load(k, 0, kBlock);
   }
@@ -95,10 +100,13 @@ class Walker {
       }
       const bool in_place = out_direct && !accumulate_ && !padded;
       C* to = in_place ? out + i : result_;
-      loop_(block_in[0], inputs_ > 1 ? block_in[1] : block_in[0], inputs_ > 2 ? block_in[2] : block_in[0], to, padded ? kLoopMultiple : m, p0_, p1_);
+      loop_(block_in[0], inputs_ > 1 ? block_in[1] : block_in[0], inputs_ > 2 ? block_in[2] : block_in[0], to, padded ? kLoopMultiple : m,
+            p0_, p1_);
       if (!in_place) {
-        if (out_direct) store_run<C, C>(result_, out + i, 1, m, accumulate_);
-        else store(begin + i, m);
+        if (out_direct)
+          store_run<C, C>(result_, out + i, 1, m, accumulate_);
+        else
+          store(begin + i, m);
       }
       i += m;
     }
@@ -163,8 +171,10 @@ void run_elementwise(const Loops& loops, std::span<const Tensor* const> inputs, 
   }
   all[inputs.size()] = &out;
   const IndexSpace space = make_index_space(out.shape(), std::span(all.data(), inputs.size() + 1));
-  if (wide) walk<double>(space, loops.f64, accumulate, scalars);
-  else walk<float>(space, loops.f32, accumulate, scalars);
+  if (wide)
+    walk<double>(space, loops.f64, accumulate, scalars);
+  else
+    walk<float>(space, loops.f32, accumulate, scalars);
 }
 
 }  // namespace rz::cpu

@@ -14,11 +14,11 @@ namespace {
 template <class Visit>
 void for_each_index(const char* what, const Tensor& table, int dim, const Tensor& index, const Tensor& dense, Visit&& visit) {
   RZ_CHECK(index.dtype() == DType::i32 || index.dtype() == DType::i64, "{}: an index must be i32 or i64, not {}", what, index.str());
-  RZ_CHECK(table.rank() == index.rank() && index.shape() == dense.shape(), "{} along dimension {}: an index of {} does not fit {} and {}", what, dim,
-           index.str(), table.str(), dense.str());
+  RZ_CHECK(table.rank() == index.rank() && index.shape() == dense.shape(), "{} along dimension {}: an index of {} does not fit {} and {}",
+           what, dim, index.str(), table.str(), dense.str());
   const int d = table.shape().checked_dim(dim);
-  RZ_CHECK(index.shape() == table.shape().with(d, index.size(d)), "{} along dimension {}: an index of {} does not fit {}", what, dim, index.str(),
-           table.str());
+  RZ_CHECK(index.shape() == table.shape().with(d, index.size(d)), "{} along dimension {}: an index of {} does not fit {}", what, dim,
+           index.str(), table.str());
   if (index.numel() == 0) return;
   const int64_t extent = table.size(d), length = index.size(d);
   // The space of lines: `dim` cut down to its first element in each tensor.
@@ -69,8 +69,9 @@ void scatter_add_along(const Tensor& x, int dim, const Tensor& index, Tensor& ou
     using C = compute_t<T>;
     const T* from = x.numel() == 0 ? nullptr : x.data<T>();
     T* to = out.numel() == 0 ? nullptr : out.data<T>();
-    for_each_index("scatter_add", out, dim, index, x,
-                   [=](int64_t dense, int64_t table) { to[table] = static_cast<T>(static_cast<C>(static_cast<C>(to[table]) + static_cast<C>(from[dense]))); });
+    for_each_index("scatter_add", out, dim, index, x, [=](int64_t dense, int64_t table) {
+      to[table] = static_cast<T>(static_cast<C>(static_cast<C>(to[table]) + static_cast<C>(from[dense])));
+    });
   });
 }
 

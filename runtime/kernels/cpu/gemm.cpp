@@ -120,9 +120,12 @@ void pack(const T* from, int64_t i_stride, int64_t p_stride, int64_t count, int6
       i += kTogether * Width;
       continue;
     }
-    if (i_stride == 1 && left >= Width) pack_side_by_side<Width, 1>(first, p_stride, k, panel);
-    else if (p_stride == 1 && left >= Width) pack_transposed<Width>(first, i_stride, k, panel);
-    else pack_strided<Width>(first, i_stride, p_stride, std::min<int64_t>(Width, left), k, panel);
+    if (i_stride == 1 && left >= Width)
+      pack_side_by_side<Width, 1>(first, p_stride, k, panel);
+    else if (p_stride == 1 && left >= Width)
+      pack_transposed<Width>(first, i_stride, k, panel);
+    else
+      pack_strided<Width>(first, i_stride, p_stride, std::min<int64_t>(Width, left), k, panel);
     i += Width;
   }
 }
@@ -140,7 +143,7 @@ struct Layout {
   Layout(int64_t m, int64_t n, int64_t k) {
     const int64_t depth = std::min(k, block_k(k));
     a_bytes = aligned(static_cast<size_t>(round_up(std::min(m, kBlockM), kMicroRows) * depth) * sizeof(C) + kVectorBytes);
-    b_bytes = aligned(static_cast<size_t>(round_up(std::min(n, kBlockN), kMicroColumns<C>)*depth) * sizeof(C) + kVectorBytes);
+    b_bytes = aligned(static_cast<size_t>(round_up(std::min(n, kBlockN), kMicroColumns<C>) * depth) * sizeof(C) + kVectorBytes);
     bias_bytes = aligned(static_cast<size_t>(round_up(std::min(n, kBlockN), kMicroColumns<C>)) * sizeof(C));
     // 16-bit results are summed in float and rounded once.
     c_bytes = std::is_same_v<T, C> ? 0 : aligned(static_cast<size_t>(m * std::min(n, kBlockN)) * sizeof(C));
@@ -186,8 +189,10 @@ void gemm(const Gemm<T>& g, std::byte* scratch) {
     }
     C* c = nullptr;
     int64_t c_stride = 0;
-    if constexpr (kDirect) c = g.c + jc, c_stride = g.c_row_stride;
-    else c = sums, c_stride = nc;
+    if constexpr (kDirect)
+      c = g.c + jc, c_stride = g.c_row_stride;
+    else
+      c = sums, c_stride = nc;
     for (int64_t pc = 0; pc < g.k; pc += depth) {
       const int64_t kc = std::min(depth, g.k - pc);
       pack<kColumns>(g.b.data + jc * g.b.column_stride + pc * g.b.row_stride, g.b.column_stride, g.b.row_stride, nc, kc, packed_b);
@@ -200,7 +205,8 @@ void gemm(const Gemm<T>& g, std::byte* scratch) {
           const Epilogue<C> epilogue{g.alpha, add, with_bias && !add ? bias + jr : nullptr};
           for (int64_t ir = 0; ir < mc; ir += kRows) {
             const int rows = static_cast<int>(std::min(kRows, mc - ir));
-            kernel_for<C>(rows, columns)(kc, packed_a + ir * kc, packed_b + jr * kc, c + (ic + ir) * c_stride + jr, c_stride, columns, epilogue);
+            kernel_for<C>(rows, columns)(kc, packed_a + ir * kc, packed_b + jr * kc, c + (ic + ir) * c_stride + jr, c_stride, columns,
+                                         epilogue);
           }
         }
       }
@@ -210,7 +216,7 @@ void gemm(const Gemm<T>& g, std::byte* scratch) {
   }
 }
 
-#define RZ_INSTANTIATE(T)                                       \
+#define RZ_INSTANTIATE(T)                                           \
   template size_t gemm_scratch_bytes<T>(int64_t, int64_t, int64_t); \
   template void gemm<T>(const Gemm<T>&, std::byte*);
 RZ_INSTANTIATE(float)

@@ -38,7 +38,7 @@ struct Vector<double> {
 template <class C>
 inline constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(C));
 template <class C>
-inline constexpr int kMicroColumns = kMicroVectors * kLanes<C>;
+inline constexpr int kMicroColumns = kMicroVectors* kLanes<C>;
 
 // What happens to a finished tile: c (+)= alpha * tile, plus bias on overwriting.
 template <class C>
@@ -50,7 +50,8 @@ struct Epilogue {
 
 // Rows x Vectors tile: a is k x kMicroRows, b is k x kMicroColumns, both packed. `columns` <= Vectors * lanes are stored.
 template <class C, int Rows, int Vectors>
-void micro_kernel(int64_t k, const C* __restrict a, const C* __restrict b, C* __restrict c, int64_t c_stride, int columns, const Epilogue<C>& e) {
+void micro_kernel(int64_t k, const C* __restrict a, const C* __restrict b, C* __restrict c, int64_t c_stride, int columns,
+                  const Epilogue<C>& e) {
   using V = typename Vector<C>::type;
   using M = typename Vector<C>::memory;
   constexpr int lanes = kLanes<C>;
@@ -86,14 +87,18 @@ void micro_kernel(int64_t k, const C* __restrict a, const C* __restrict b, C* __
       if (left <= 0) break;
       V old = {};
       if (e.accumulate) {
-        if (left >= lanes) old = *reinterpret_cast<const M*>(row + j * lanes);
-        else std::memcpy(&old, row + j * lanes, static_cast<size_t>(left) * sizeof(C));
+        if (left >= lanes)
+          old = *reinterpret_cast<const M*>(row + j * lanes);
+        else
+          std::memcpy(&old, row + j * lanes, static_cast<size_t>(left) * sizeof(C));
       } else if (e.bias != nullptr) {
         old = *reinterpret_cast<const M*>(e.bias + j * lanes);
       }
       const V value = e.alpha * tile[i][j] + old;
-      if (left >= lanes) *reinterpret_cast<M*>(row + j * lanes) = value;
-      else std::memcpy(row + j * lanes, &value, static_cast<size_t>(left) * sizeof(C));
+      if (left >= lanes)
+        *reinterpret_cast<M*>(row + j * lanes) = value;
+      else
+        std::memcpy(row + j * lanes, &value, static_cast<size_t>(left) * sizeof(C));
     }
   }
 }

@@ -110,7 +110,8 @@ class CpuMatmulKernels final : public MatmulKernels {
     const Side right = side(b, options.transpose_b, "b");
     RZ_CHECK(left.columns == right.rows, "matmul: {}{} and {}{} do not fit: {} columns against {} rows", a.str(),
              options.transpose_a ? " transposed" : "", b.str(), options.transpose_b ? " transposed" : "", left.columns, right.rows);
-    RZ_CHECK(a.dtype() == b.dtype() && a.dtype() == out.dtype(), "matmul needs one element type, got {}, {} and {}", a.str(), b.str(), out.str());
+    RZ_CHECK(a.dtype() == b.dtype() && a.dtype() == out.dtype(), "matmul needs one element type, got {}, {} and {}", a.str(), b.str(),
+             out.str());
     const Shape batch = broadcast_shapes(leading(a), leading(b), "matmul");
     RZ_CHECK(out.rank() == batch.rank() + 2 && leading(out) == batch && out.size(-2) == left.rows && out.size(-1) == right.columns,
              "matmul: {} x {} does not fit an output of {}", a.str(), b.str(), out.str());
@@ -148,8 +149,10 @@ class CpuMatmulKernels final : public MatmulKernels {
   static void empty_sum(Tensor& out, const MatmulOptions& options) {
     if (options.accumulate) return;
     auto& kernels = elementwise_kernels();
-    if (options.bias.defined()) kernels.copy(options.bias.view_broadcast(out.shape()), out);
-    else kernels.fill(out, 0);
+    if (options.bias.defined())
+      kernels.copy(options.bias.view_broadcast(out.shape()), out);
+    else
+      kernels.fill(out, 0);
   }
 };
 

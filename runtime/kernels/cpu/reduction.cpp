@@ -224,7 +224,8 @@ class CpuReductionKernels final : public ReductionKernels {
     RZ_CHECK(x.dtype() == out.dtype(), "a reduction of {} does not fit an output of {}", x.str(), out.str());
     if (out.numel() == 0) return;
     const Canonical c = canonical(x, reduced);
-    RZ_CHECK(c.r > 0 || (op != ReduceOp::max && op != ReduceOp::min && op != ReduceOp::mean), "a maximum, minimum or mean over no elements: {}", x.str());
+    RZ_CHECK(c.r > 0 || (op != ReduceOp::max && op != ReduceOp::min && op != ReduceOp::mean),
+             "a maximum, minimum or mean over no elements: {}", x.str());
     reduce_blocks(op, c.tensor, c.a, c.r, c.b, out, accumulate);
   }
 };

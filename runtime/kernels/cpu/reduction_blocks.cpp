@@ -35,7 +35,9 @@ struct MinOp {
 };
 
 template <class T>
-double wide(T x) { return static_cast<double>(static_cast<compute_t<T>>(x)); }
+double wide(T x) {
+  return static_cast<double>(static_cast<compute_t<T>>(x));
+}
 
 template <class Op, class T>
 double reduce_row(const T* x, int64_t n) {
@@ -87,8 +89,10 @@ void reduce_typed(const T* x, int64_t a, int64_t r, int64_t b, T* out, double fa
       for (int64_t task = begin; task < end; ++task) {
         const int64_t i = task / column_blocks, j = task % column_blocks * kColumns;
         const int64_t n = std::min(kColumns, b - j);
-        if (b == 1) columns[0] = reduce_row<Op>(x + i * r, r);
-        else reduce_columns<Op>(x + i * r * b + j, r, b, n, columns);
+        if (b == 1)
+          columns[0] = reduce_row<Op>(x + i * r, r);
+        else
+          reduce_columns<Op>(x + i * r * b + j, r, b, n, columns);
         for (int64_t c = 0; c < n; ++c) store(out[i * b + j + c], columns[c] * factor, accumulate);
       }
     });
@@ -105,8 +109,10 @@ void reduce_typed(const T* x, int64_t a, int64_t r, int64_t b, T* out, double fa
       const int64_t rows = std::min(block, r - k * block);
       const T* from = x + (i * r + k * block) * b + j;
       double* to = partial + (i * blocks + k) * b + j;
-      if (b == 1) *to = reduce_row<Op>(from, rows);
-      else reduce_columns<Op>(from, rows, b, std::min(kColumns, b - j), to);
+      if (b == 1)
+        *to = reduce_row<Op>(from, rows);
+      else
+        reduce_columns<Op>(from, rows, b, std::min(kColumns, b - j), to);
     }
   });
   for (int64_t i = 0; i < a; ++i)
@@ -125,11 +131,16 @@ void reduce_blocks(ReduceOp op, const Tensor& x, int64_t a, int64_t r, int64_t b
     const T* from = x.numel() == 0 ? nullptr : x.data<T>();
     T* to = out.data<T>();
     switch (op) {
-      case ReduceOp::sum: return reduce_typed<SumOp>(from, a, r, b, to, 1.0, accumulate);
-      case ReduceOp::mean: return reduce_typed<SumOp>(from, a, r, b, to, 1.0 / static_cast<double>(r), accumulate);
-      case ReduceOp::max: return reduce_typed<MaxOp>(from, a, r, b, to, 1.0, accumulate);
-      case ReduceOp::min: return reduce_typed<MinOp>(from, a, r, b, to, 1.0, accumulate);
-      case ReduceOp::prod: return reduce_typed<ProductOp>(from, a, r, b, to, 1.0, accumulate);
+      case ReduceOp::sum:
+        return reduce_typed<SumOp>(from, a, r, b, to, 1.0, accumulate);
+      case ReduceOp::mean:
+        return reduce_typed<SumOp>(from, a, r, b, to, 1.0 / static_cast<double>(r), accumulate);
+      case ReduceOp::max:
+        return reduce_typed<MaxOp>(from, a, r, b, to, 1.0, accumulate);
+      case ReduceOp::min:
+        return reduce_typed<MinOp>(from, a, r, b, to, 1.0, accumulate);
+      case ReduceOp::prod:
+        return reduce_typed<ProductOp>(from, a, r, b, to, 1.0, accumulate);
     }
   });
 }
