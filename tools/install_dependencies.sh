@@ -7,7 +7,6 @@ packages=(
   g++ cmake ninja-build ccache                       # build
   libopenmpi-dev openmpi-bin                         # communication
   libprotobuf-dev protobuf-compiler                  # job files, manifests
-  libdnnl-dev                                        # matrix products, convolutions
   libfmt-dev libcli11-dev nlohmann-json3-dev         # text, command line, JSON
   zlib1g-dev libpng-dev libxxhash-dev                # compressed data, pictures, digests
   libgtest-dev libgmock-dev libbenchmark-dev         # tests, benchmarks

@@ -4,7 +4,6 @@
 
 #include <fstream>
 #include <nlohmann/json.hpp>
-#include <oneapi/dnnl/dnnl.h>
 #include <google/protobuf/stubs/common.h>
 #include <thread>
 #include <xxhash.h>
@@ -28,7 +27,6 @@ std::string version_text() {
   MPI_Get_library_version(mpi, &length);
   std::string mpi_text(mpi, static_cast<size_t>(length));
   mpi_text = mpi_text.substr(0, mpi_text.find(','));
-  const dnnl_version_t* dnnl = dnnl_version();
 #ifdef RZ_SANITIZE
   const char* sanitize = RZ_SANITIZE;
 #else
@@ -38,7 +36,7 @@ std::string version_text() {
       "ringzero {}\n"
       "compiler   {} {}, {} build, flags {}\n"
       "cpu level  {} (sanitizers: {})\n"
-      "libraries  {}; oneDNN {}.{}.{}; protobuf {}; fmt {}; nlohmann-json {}.{}.{}; xxHash {}\n"
+      "libraries  {}; protobuf {}; fmt {}; nlohmann-json {}.{}.{}; xxHash {}\n"
       "cpu        {}, {} hardware threads",
       RZ_VERSION,
 #ifdef __clang__
@@ -46,7 +44,7 @@ std::string version_text() {
 #else
       "g++", __VERSION__,
 #endif
-      RZ_BUILD_TYPE, RZ_CXX_FLAGS, RZ_CPU_LEVEL, sanitize, mpi_text, dnnl->major, dnnl->minor, dnnl->patch,
+      RZ_BUILD_TYPE, RZ_CXX_FLAGS, RZ_CPU_LEVEL, sanitize, mpi_text,
       google::protobuf::internal::VersionString(GOOGLE_PROTOBUF_VERSION), FMT_VERSION, NLOHMANN_JSON_VERSION_MAJOR, NLOHMANN_JSON_VERSION_MINOR,
       NLOHMANN_JSON_VERSION_PATCH, XXH_versionNumber(), cpu_name(), std::thread::hardware_concurrency());
 }
