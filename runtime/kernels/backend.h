@@ -9,6 +9,7 @@
 
 #include "runtime/core/tensor.h"
 #include "runtime/kernels/attention.h"
+#include "runtime/kernels/conv.h"
 #include "runtime/kernels/elementwise.h"
 #include "runtime/kernels/embedding.h"
 #include "runtime/kernels/fixed_point.h"
@@ -33,6 +34,7 @@ struct Backend {
   RandomKernels* random = nullptr;
   OptimizerKernels* optimizer = nullptr;
   FixedPointKernels* fixed_point = nullptr;
+  ConvKernels* conv = nullptr;
 };
 
 // The backend of a device; rz::Error when this program has none for it.
@@ -50,6 +52,7 @@ AttentionKernels& attention_kernels();
 RandomKernels& random_kernels();
 OptimizerKernels& optimizer_kernels();
 FixedPointKernels& fixed_point_kernels();
+ConvKernels& conv_kernels();
 }  // namespace cpu
 
 }  // namespace rz

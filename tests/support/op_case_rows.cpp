@@ -4,6 +4,7 @@
 #include <map>
 #include <numeric>
 
+#include "runtime/ops/conv.h"
 #include "runtime/ops/elementwise.h"
 #include "runtime/ops/matmul.h"
 #include "runtime/ops/reduction.h"
@@ -66,6 +67,30 @@ Values along_middle(const Tensor& x, const std::function<Values(const Values&)>&
         out[(static_cast<size_t>(i) * per_line + k) * static_cast<size_t>(b) + static_cast<size_t>(j)] = result[k];
     }
   return out;
+}
+
+// Convolution by its definition: x [N, H, W, I], w [O, KH, KW, I]; depthwise w [KH, KW, C] as [C, KH, KW, 1] on single channels.
+Values convolution(const Tensor& x, const Tensor& w, const Tensor& bias, int64_t stride, int64_t padding) {
+  const bool depthwise = w.rank() == 3;
+  const Values v = values_of(x), k = values_of(w), b = bias.defined() ? values_of(bias) : Values();
+  const int64_t out = depthwise ? w.size(2) : w.size(0), kh = w.size(-3), kw = w.size(-2);
+  const int64_t rows = (x.size(1) + 2 * padding - kh) / stride + 1, columns = (x.size(2) + 2 * padding - kw) / stride + 1;
+  Values y;
+  for (int64_t n = 0; n < x.size(0); ++n)
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < columns; ++j)
+        for (int64_t o = 0; o < out; ++o) {
+          double sum = b.empty() ? 0 : b[static_cast<size_t>(o)];
+          for (int64_t r = 0; r < kh; ++r)
+            for (int64_t q = 0; q < kw; ++q)
+              for (int64_t c = depthwise ? o : 0; c < (depthwise ? o + 1 : x.size(3)); ++c) {
+                const int64_t row = i * stride + r - padding, column = j * stride + q - padding;
+                if (row < 0 || row >= x.size(1) || column < 0 || column >= x.size(2)) continue;
+                sum += v[at(x.shape(), {n, row, column, c})] * (depthwise ? k[at(w.shape(), {r, q, c})] : k[at(w.shape(), {o, r, q, c})]);
+              }
+          y.push_back(sum);
+        }
+  return y;
 }
 
 double sum_of(const Values& v) { return std::accumulate(v.begin(), v.end(), 0.0); }
@@ -204,6 +229,35 @@ const Tensor& mask() {
   return m;
 }
 
+void add_convolutions(std::vector<OpCase>& rows) {
+  const auto dense = [&](const std::string& name, Shape x, Shape w, ConvWindow window, bool bias) {
+    std::vector<OpInput> inputs{{x}, {w}};
+    if (bias) inputs.push_back({{w[0]}});
+    rows.push_back({name, [=](const Tensors& in) { return ops::conv2d(in[0], in[1], bias ? in[2] : Tensor(), window); }, inputs,
+                    [=](const Tensors& in) { return convolution(in[0], in[1], bias ? in[2] : Tensor(), window.stride, window.padding); }});
+  };
+  dense("conv2d 3x3", {2, 5, 4, 3}, {5, 3, 3, 3}, {1, 1}, true);
+  dense("conv2d 3x3, many channels", {2, 3, 15, 19}, {35, 3, 3, 19}, {1, 1}, true);
+  dense("conv2d 3x3 stride 2", {2, 7, 6, 3}, {4, 3, 3, 3}, {2, 1}, true);
+  dense("conv2d 3x3 stride 2, many channels", {1, 5, 33, 18}, {17, 3, 3, 18}, {2, 1}, false);
+  dense("conv2d 5x5", {1, 6, 7, 2}, {3, 5, 5, 2}, {1, 2}, false);
+  dense("conv2d 5x5 stride 2", {2, 8, 5, 2}, {3, 5, 5, 2}, {2, 2}, true);
+  dense("conv2d 5x5 without padding", {1, 6, 5, 2}, {2, 5, 5, 2}, {1, 0}, true);
+  dense("conv2d 1x1", {2, 3, 4, 5}, {6, 1, 1, 5}, {1, 0}, true);
+  dense("conv2d 1x1 stride 2", {2, 5, 4, 3}, {4, 1, 1, 3}, {2, 0}, true);
+  dense("conv2d patches", {2, 6, 6, 1}, {7, 3, 3, 1}, {3, 0}, true);
+  dense("conv2d 2x3 stride 3, wide padding", {1, 4, 5, 2}, {3, 2, 3, 2}, {3, 3}, true);
+  const auto depthwise = [&](const std::string& name, Shape x, Shape w, ConvWindow window, bool bias) {
+    std::vector<OpInput> inputs{{x}, {w}};
+    if (bias) inputs.push_back({{w[2]}});
+    rows.push_back({name, [=](const Tensors& in) { return ops::depthwise_conv2d(in[0], in[1], bias ? in[2] : Tensor(), window); }, inputs,
+                    [=](const Tensors& in) { return convolution(in[0], in[1], bias ? in[2] : Tensor(), window.stride, window.padding); }});
+  };
+  depthwise("depthwise_conv2d 3x3", {2, 4, 5, 7}, {3, 3, 7}, {1, 1}, true);
+  depthwise("depthwise_conv2d 3x3 stride 2", {2, 5, 6, 3}, {3, 3, 3}, {2, 1}, false);
+  depthwise("depthwise_conv2d 5x5", {1, 6, 5, 67}, {5, 5, 67}, {1, 2}, true);
+}
+
 void add_structured(std::vector<OpCase>& rows) {
   const std::vector<OpInput> cube = {{{3, 5, 4}}};
   const auto reduced = [](double (*f)(const Values&)) {
@@ -288,6 +342,7 @@ void add_structured(std::vector<OpCase>& rows) {
        [](const Tensors& in) {
          return batched_product(in[0].view_reshape({1, 4, 6}), contiguous_copy(in[1].view_transpose(0, 1)).view_reshape({1, 6, 5}));
        }});
+  add_convolutions(rows);
   rows.push_back({"reshape",
                   [](const Tensors& in) {
                     return ops::reshape(in[0], {-1, 10});
