@@ -52,9 +52,8 @@ WireStats Communicator::wire_stats() const { return dry_ ? dry_->stats() : progr
 size_t Communicator::scratch_bytes() const { return dry_ ? dry_->scratch_bytes() : progress_->scratch_bytes(); }
 
 Work Communicator::issue(Prepared&& operation) {
-  if (!dry_) return progress_->issue(std::move(operation));
-  dry_->count(operation.print, *group_);
-  return {};
+  if (dry_) return dry_->issue(operation.print, *group_);
+  return progress_->issue(std::move(operation));
 }
 
 Work Communicator::all_reduce(void* data, size_t count, DType dtype, ReduceOp op, CollectiveOptions options) {

@@ -89,6 +89,7 @@ Work Progress::issue(Operation operation) {
   {
     std::lock_guard lock(mutex_);
     operation.print.sequence = ++operation.group->issued;
+    state->note(operation.print, *operation.group);
     state->what = fmt::format("{} {}", who_, describe(operation.print));
     queue_.push_back(std::move(operation));
   }
@@ -144,7 +145,7 @@ void Progress::run_operation(Operation& operation) {
   current_started_ns_ = last_progress_ns_ = steady_now_ns();
   roll_.end();
   std::string error;
-  int64_t first_byte_ns = 0;
+  Work::State::Moved moved;
   try {
     if (failed_) throw CommError(failure());
     const Fingerprint& f = operation.print;
@@ -169,7 +170,7 @@ void Progress::run_operation(Operation& operation) {
         barrier(wire);
         break;
     }
-    first_byte_ns = wire.first_byte_ns();
+    moved = {wire.first_byte_ns(), wire.last_byte_ns(), wire.sent_bytes()};
   } catch (const std::exception& e) {
     // Whatever it was (a peer's message of the wrong length, no memory), this rank cannot keep its part of the bargain.
     // A rank that knows the cause, such as different counts, is given a moment to say so.
@@ -181,7 +182,7 @@ void Progress::run_operation(Operation& operation) {
     error = failure();
   }
   current_ = nullptr;
-  operation.work->finish(first_byte_ns, std::move(error));
+  operation.work->finish(moved, std::move(error));
 }
 
 void Progress::compare_fingerprints(const Operation& operation, Wire& wire) {
@@ -337,7 +338,7 @@ void Progress::drain_queue() {
     std::lock_guard lock(mutex_);
     rest.swap(queue_);
   }
-  for (Operation& o : rest) o.work->finish(0, failure());
+  for (Operation& o : rest) o.work->finish({}, failure());
 }
 
 }  // namespace rz::comm

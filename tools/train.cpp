@@ -65,6 +65,7 @@ class Run {
       record_step(done, evaluate_now);
       if (t.save_every() > 0 && done % t.save_every() == 0 && done < t.steps()) save(done);
     }
+    session_.meter().finish();
     if (first_step_ >= t.steps()) validation_loss_ = session_.evaluate();
     save(t.steps());
     if (progress_) progress_->finish();
@@ -158,6 +159,7 @@ class Run {
   }
 
   void save(int64_t done) {
+    const optim::StepMeter::Pause pause(session_.meter());
     PhaseScope phase(Phase::save);
     checkpoint::CheckpointInfo info;
     info.step = done;
