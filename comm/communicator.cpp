@@ -95,6 +95,14 @@ Work Communicator::barrier(CollectiveOptions options) {
   return issue(operation_of<Prepared>(group_, CollectiveKind::barrier, 0, DType::u8, options));
 }
 
+ProbeResult Communicator::probe() {
+  ProbeResult result;
+  auto o = operation_of<Prepared>(group_, CollectiveKind::probe, 0, DType::u8, {.name = "probe"});
+  o.data = reinterpret_cast<std::byte*>(&result);
+  issue(std::move(o)).wait();
+  return result;
+}
+
 Communicator Communicator::split(int color, const std::function<int(int)>& color_of) {
   RZ_CHECK(!dry_ || color_of, "a dry communicator of {} ranks cannot be split without knowing their colours", size());
   const auto n = static_cast<size_t>(size());

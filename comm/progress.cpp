@@ -1,11 +1,11 @@
 #include "comm/progress.h"
 
-#include <unistd.h>
-
 #include <cstring>
 #include <future>
 
 #include "comm/error.h"
+#include "comm/probe.h"
+#include "runtime/core/host.h"
 #include "runtime/core/rank_context.h"
 
 namespace rz::comm {
@@ -20,11 +20,6 @@ constexpr int64_t kMillisecond = 1'000'000;
 // After a rank has left, how long an operation may stand still before the roll is called.
 constexpr int64_t kLeftPatience = 100 * kMillisecond;
 constexpr int64_t kCausePatience = 200 * kMillisecond;
-
-std::string host_name() {
-  char text[256] = {};
-  return gethostname(text, sizeof text - 1) == 0 ? text : "unknown";
-}
 
 int64_t to_ns(double seconds) { return static_cast<int64_t>(seconds * 1e9); }
 double to_s(int64_t ns) { return static_cast<double>(ns) * 1e-9; }
@@ -168,6 +163,9 @@ void Progress::run_operation(Operation& operation) {
         break;
       case CollectiveKind::barrier:
         barrier(wire);
+        break;
+      case CollectiveKind::probe:
+        probe(wire, scratch, *reinterpret_cast<ProbeResult*>(operation.data));
         break;
     }
     moved = {wire.first_byte_ns(), wire.last_byte_ns(), wire.sent_bytes()};
