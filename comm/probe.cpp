@@ -73,12 +73,11 @@ int64_t one_way_ns(Wire& wire, const Scratch& scratch, size_t bytes, int64_t off
   std::byte* landing = scratch.data + bytes;
   int64_t shortest = std::numeric_limits<int64_t>::max();
   for (int round = 0; round < kRounds / 2; ++round) {
-    Posted send, receive;
-    receive = wire.receive(wire.left(), landing, bytes);
     barrier(wire);
     const int64_t left_at = steady_now_ns() + offset_ns;
     std::memcpy(out, &left_at, sizeof left_at);
-    send = wire.send(wire.right(), out, bytes);
+    Posted send = wire.send(wire.right(), out, bytes);
+    Posted receive = wire.receive(wire.left(), landing, bytes);
     wire.wait(receive);
     const int64_t now = steady_now_ns() + offset_ns;
     int64_t theirs = 0;

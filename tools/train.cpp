@@ -57,10 +57,10 @@ class Run {
         session_(job_, checked_task(), comm) {}
 
   void execute() {
-    open();
-    if (session_.recorder() != nullptr) {
+    {
       const optim::StepMeter::Pause pause(session_.meter());
-      probe_ = comm_.probe();
+      open();
+      if (session_.recorder() != nullptr) probe_ = comm_.probe();
     }
     const auto& t = job_.training();
     const auto start = Clock::now();
