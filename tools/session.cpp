@@ -182,6 +182,7 @@ double Session::evaluate() {
   optim::all_reduce_exactly(comm_, global, "validation loss");
   loss.value = global[0];
   if (optimizer_.has_average()) optimizer_.swap_average();
+  sharded_.settle();  // that publication is the evaluation's, not a step's
   return loss.to_double() / static_cast<double>(global[1]);
 }
 

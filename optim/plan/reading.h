@@ -50,7 +50,7 @@ class StepMeter {
   // After the last: its publication joins it. COLLECTIVE.
   void finish();
 
-  // What is sent while one lives belongs to no step (evaluation, checks, checkpoints). COLLECTIVE.
+  // What is sent while one lives belongs to no step (evaluation, checks, checkpoints); it must be done by its end. COLLECTIVE.
   class Pause {
    public:
     explicit Pause(StepMeter& meter);
