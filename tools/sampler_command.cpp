@@ -101,6 +101,9 @@ void print_world(const Flags& f) {
   const diffusion::Grid grid = diffusion::make_grid(spec, *process.path, steps);
   const auto moments = diffusion::sampler_moments(world, *process.path, grid, config);
   nlohmann::ordered_json json;
+  json["mean"] = moments.back().mean;
+  json["std"] = moments.back().std;
+  json["world"] = f.world;
   json["preset"] = f.preset;
   json["path"] = process.path->name();
   json["method"] = diffusion::name(config.method);
@@ -109,9 +112,6 @@ void print_world(const Flags& f) {
   json["eta"] = config.eta;
   json["variance"] = diffusion::name(config.variance);
   json["evaluations"] = diffusion::evaluations(config, *process.path, grid);
-  json["world"] = {{"mean", world.mean}, {"std", world.std}};
-  json["mean"] = moments.back().mean;
-  json["std"] = moments.back().std;
   json["bayes_loss"] = diffusion::bayes_loss(process, world.std);
   if (f.trajectory) {
     json["trajectory"] = nlohmann::ordered_json::array();

@@ -26,7 +26,7 @@ using DenoiserPtr = std::shared_ptr<const Denoiser>;
 // c_skip x + c_out F(c_in x, c_noise). With `learned_variance` F has twice x's channels along `channel_dim`: F, then v.
 class NetworkDenoiser final : public Denoiser {
  public:
-  NetworkDenoiser(Network network, PathPtr path, Parametrization parametrization, bool learned_variance = false, int channel_dim = 1);
+  NetworkDenoiser(Network network, PathPtr path, Parametrization parametrization, bool learned_variance = false, int channel_dim = -1);
   Prediction<Tensor> predict(const Tensor& x, double t, const Conditioning& conditioning) const override;
 
  private:

@@ -23,7 +23,7 @@ struct LossResult {
 class Objective {
  public:
   // `channel_dim`: where a network with a variational term has twice the channels (F, then v).
-  explicit Objective(Process process, int channel_dim = 1);
+  explicit Objective(Process process, int channel_dim = -1);
 
   const Process& process() const { return process_; }
 
