@@ -4,8 +4,10 @@
 
 #include <cstring>
 #include <future>
+#include <optional>
 
 #include "comm/error.h"
+#include "comm/prompt_thread.h"
 #include "runtime/core/rank_context.h"
 
 namespace rz::comm {
@@ -111,6 +113,7 @@ std::string Progress::failure() const {
 }
 
 void Progress::loop() {
+  std::optional<PromptThread> prompt(std::in_place);
   for (;;) {
     poll();
     Operation operation;
@@ -132,6 +135,7 @@ void Progress::loop() {
     }
     run_operation(operation);
   }
+  prompt.reset();  // closing may spin, as may what went before
   const bool has_left = departures_[static_cast<size_t>(rank_)].reason != LeaveReason::running;
   if (!clean_) fail(fmt::format("{}: this rank's communicator was destroyed", who_), !has_left);
   drain_queue();
