@@ -39,7 +39,8 @@ void Wire::wait(Posted& posted) {
 
 const std::byte* Wire::wait_bytes(Posted& posted) {
   wait(posted);
-  if (first_byte_ns_ == 0) first_byte_ns_ = steady_now_ns();
+  last_byte_ns_ = steady_now_ns();
+  if (first_byte_ns_ == 0) first_byte_ns_ = last_byte_ns_;
   return posted.bytes();
 }
 
