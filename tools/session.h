@@ -3,12 +3,14 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "optim/checkpoint/checkpoint.h"
 #include "optim/plan/reading.h"
 #include "optim/trainer.h"
 #include "proto/job.pb.h"
+#include "runtime/core/trace.h"
 #include "tools/task.h"
 
 namespace rz::tools {
@@ -38,7 +40,9 @@ class Session {
   optim::ShardedModel& sharded() { return sharded_; }
   optim::ShardedOptimizer& optimizer() { return optimizer_; }
   optim::Trainer& trainer() { return trainer_; }
-  const optim::StepMeter& meter() const { return meter_; }
+  optim::StepMeter& meter() { return meter_; }
+  // What the last steps did and when; null when the job keeps no trace.
+  trace::Recorder* recorder() { return recorder_ ? &*recorder_ : nullptr; }
 
  private:
   optim::MicroLoss exact_loss(int64_t step, int64_t round);
@@ -50,6 +54,7 @@ class Session {
   optim::ShardedOptimizer optimizer_;
   optim::Trainer trainer_;
   optim::StepMeter meter_;
+  std::optional<trace::Recorder> recorder_;
 };
 
 }  // namespace rz::tools

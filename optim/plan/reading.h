@@ -40,12 +40,28 @@ struct StepTraffic {
   uint64_t sent_bytes() const;                                    // without scalars
 };
 
-// Adds up steps: begin() before one, end() after it.
+// Adds up what steps send and receive. A step's share runs from the end of one gradient exchange to the end of the next, when
+// nothing is on its way: the publication of a step is counted with the step after it.
 class StepMeter {
  public:
-  explicit StepMeter(ShardedModel& model) : model_(model) {}
-  void begin();
-  void end();
+  explicit StepMeter(ShardedModel& model) : model_(model), before_(model.exchanged()), scalars_before_(model.scalar_bytes_sent()) {}
+  // After each step.
+  void end_step();
+  // After the last: its publication joins it. COLLECTIVE.
+  void finish();
+
+  // What is sent while one lives belongs to no step (evaluation, checks, checkpoints); it must be done by its end. COLLECTIVE.
+  class Pause {
+   public:
+    explicit Pause(StepMeter& meter);
+    ~Pause();
+    Pause(const Pause&) = delete;
+    Pause& operator=(const Pause&) = delete;
+
+   private:
+    StepMeter& meter_;
+    comm::WireStats start_;
+  };
   int64_t steps() const { return steps_; }
   const StepTraffic& last() const { return last_; }
   // Sent in all steps together, without scalars.
@@ -55,7 +71,7 @@ class StepMeter {
  private:
   ShardedModel& model_;
   comm::WireStats before_;
-  uint64_t scalars_before_ = 0;
+  uint64_t scalars_before_;
   StepTraffic last_;
   int64_t steps_ = 0;
   uint64_t sent_bytes_ = 0;

@@ -37,6 +37,7 @@ struct RunSettings {
   int64_t micro_batch = 0;  // above 0: order-independent sums over micro-batches of so many sequences
   int64_t group_size = 0;
   int prefetch = 1;
+  bool overlap = true;
   double clip_norm = 0.5;
   double ema_decay = 0;
   Precision precision;
@@ -91,6 +92,7 @@ inline Trace train_on(comm::Communicator& comm, nn::Module& model, const RunSett
   options.accumulation = s.accumulation;
   options.order = s.order;
   options.prefetch = s.prefetch;
+  options.overlap = s.overlap;
   options.precision = s.precision;
   options.seed = 3;
   options.group_size = s.group_size;
