@@ -158,6 +158,7 @@ void ShardedModel::ready(autograd::AutogradMeta& leaf) {
   ShardedUnit& unit = *units_[place.unit];
   if (trace::Recorder* recorder = trace::current()) recorder->ready(recorder->intern(unit.layout().entries()[place.entry].parameter->name));
   if (!unit.entry_ready(place.entry)) return;
+  if (trace::Recorder* recorder = trace::current()) recorder->ready(recorder->intern(unit.name()), trace::Event::Kind::bucket_ready);
   if (!unit.outermost()) unit.release();
   unit.fold(counts_);
   // Where backward is about to gather the next unit's weights, that goes first: see the boundary in run().
