@@ -2,9 +2,11 @@
 
 #include <cstring>
 #include <future>
+#include <optional>
 
 #include "comm/error.h"
 #include "comm/probe.h"
+#include "comm/prompt_thread.h"
 #include "runtime/core/host.h"
 #include "runtime/core/rank_context.h"
 
@@ -107,6 +109,7 @@ std::string Progress::failure() const {
 }
 
 void Progress::loop() {
+  std::optional<PromptThread> prompt(std::in_place);
   for (;;) {
     poll();
     Operation operation;
@@ -128,6 +131,7 @@ void Progress::loop() {
     }
     run_operation(operation);
   }
+  prompt.reset();  // closing may spin, as may what went before
   const bool has_left = departures_[static_cast<size_t>(rank_)].reason != LeaveReason::running;
   if (!clean_) fail(fmt::format("{}: this rank's communicator was destroyed", who_), !has_left);
   drain_queue();

@@ -9,6 +9,7 @@
 #include "tools/memory_command.h"
 #include "tools/plan_command.h"
 #include "tools/sample_command.h"
+#include "tools/sampler_command.h"
 #include "tools/train_command.h"
 #include "tools/version.h"
 
@@ -19,6 +20,7 @@ int main(int argc, char** argv) {
   int exit_code = 0;
   rz::tools::add_train_command(app, exit_code);
   rz::tools::add_sample_command(app, exit_code);
+  rz::tools::add_sampler_command(app);
   rz::tools::add_collectives_command(app);
   rz::tools::add_plan_command(app);
   rz::tools::add_memory_command(app);
