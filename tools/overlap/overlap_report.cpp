@@ -1,6 +1,7 @@
 #include "tools/overlap/overlap_report.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "tools/plan.h"
 
@@ -176,8 +177,10 @@ std::vector<std::string> advice_on(const RunAccount& account, const ringzero::Jo
   if (straggler != waited_for.end() && straggler->second > 0.05 * m.step_ms)
     advice.push_back(fmt::format("{} is a straggler: others wait {:.1f} ms of each step of {:.1f} ms for it; see its machine's load, threads and share of the batch", straggler->first,
                                  straggler->second, m.step_ms));
+  std::array<bool, kCauses> said{};
   for (const auto& [cause, ms] : blame(buckets)) {
     if (ms < 0.02 * m.step_ms) break;
+    if (std::exchange(said[static_cast<size_t>(cause.first)], true)) continue;
     switch (cause.first) {
       case Cause::gradient_late: {
         std::string sentence = advise_smaller_bucket(buckets, cause.second, ms);
@@ -186,7 +189,9 @@ std::vector<std::string> advice_on(const RunAccount& account, const ringzero::Jo
         break;
       }
       case Cause::prefetch_late:
-        advice.push_back(fmt::format("{:.1f} ms of gathering {} come too late: sharding.prefetch {} would begin them earlier", ms, cause.second, job.sharding().prefetch() + 1));
+        advice.push_back(find(buckets, cause.second, Purpose::gather) != nullptr
+                             ? fmt::format("{:.1f} ms of gathering {} come too late: sharding.prefetch {} would begin them earlier", ms, cause.second, job.sharding().prefetch() + 1)
+                             : fmt::format("{:.1f} ms of publishing {} have nothing to hide behind: it is needed right after its update", ms, cause.second));
         break;
       case Cause::link_bound:
         advice.push_back(fmt::format("the link is the limit: {:.1f} ms of communication beside {:.1f} ms of compute; accumulate more micro-batches, shard within groups, or reduce in 16 bit",
@@ -204,10 +209,7 @@ std::vector<std::string> advice_on(const RunAccount& account, const ringzero::Jo
     }
   }
   if (advice.empty()) advice.push_back(fmt::format("nothing to gain: {:.1f} ms of {:.1f} ms are exposed", m.exposed_ms, m.step_ms));
-  std::vector<std::string> once;
-  for (auto& a : advice)
-    if (std::ranges::find(once, a) == once.end()) once.push_back(std::move(a));
-  return once;
+  return advice;
 }
 
 nlohmann::ordered_json overlap_json(const RunAccount& account, const ringzero::Job& job) {
