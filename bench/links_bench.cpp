@@ -46,7 +46,7 @@ void all_reduce(benchmark::State& state, const char* link) {
       std::vector<float> data(static_cast<size_t>(bytes) / sizeof(float));
       comm.barrier().wait();
       const double cpu_before = cpu_s();
-      const int64_t begin = comm::steady_now_ns();
+      const int64_t begin = steady_now_ns();
       for (size_t i = 0; i < kRepetitions; ++i) {
         const comm::Work work = comm.all_reduce(data.data(), data.size(), DType::f32, comm::ReduceOp::sum);
         while (busy && !work.done()) compute();
@@ -55,7 +55,7 @@ void all_reduce(benchmark::State& state, const char* link) {
         later(done[i], work.times().done_ns);
       }
       comm.barrier().wait();
-      if (comm.rank() == 0) cpu = (cpu_s() - cpu_before) / static_cast<double>(comm::steady_now_ns() - begin) * 1e9;
+      if (comm.rank() == 0) cpu = (cpu_s() - cpu_before) / static_cast<double>(steady_now_ns() - begin) * 1e9;
     });
     std::vector<int64_t> times;
     for (size_t i = 0; i < kRepetitions; ++i) times.push_back(done[i] - called[i]);
