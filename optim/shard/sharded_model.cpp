@@ -54,7 +54,7 @@ ShardedModel::~ShardedModel() {
 }
 
 void ShardedModel::map_units() {
-  ends_unit_.assign(units_.size(), 0);
+  gather_follows_.assign(units_.size(), 0);
   std::map<size_t, UnitSpan*> last_user;
   for (const nn::Unit& unit : model_.units()) {
     unit.module->set_unit_observer(this);
@@ -64,10 +64,16 @@ void ShardedModel::map_units() {
     UnitSpan& span = spans_[unit.module];
     span.name = unit.name;
     span.buckets.assign(buckets.begin(), buckets.end());
-    if (!buckets.empty()) ends_unit_[*buckets.begin()] = 1;
+    if (!buckets.empty()) gather_follows_[*buckets.begin()] = 1;
     for (size_t b : buckets) last_user[b] = &span;
   }
   for (auto& [bucket, span] : last_user) span->last_used_here.push_back(bucket);
+  // Backward ends with the first unit: nothing is gathered after that.
+  for (size_t b = 0; b < units_.size(); ++b) {
+    if (units_[b]->outermost() || !units_[b]->trainable()) continue;
+    gather_follows_[b] = 0;
+    break;
+  }
 }
 
 void ShardedModel::begin_step() {
@@ -158,11 +164,11 @@ void ShardedModel::ready(autograd::AutogradMeta& leaf) {
   ShardedUnit& unit = *units_[place.unit];
   if (trace::Recorder* recorder = trace::current()) recorder->ready(recorder->intern(unit.layout().entries()[place.entry].parameter->name));
   if (!unit.entry_ready(place.entry)) return;
+  if (trace::Recorder* recorder = trace::current()) recorder->ready(recorder->intern(unit.name()), trace::Event::Kind::bucket_ready);
   if (!unit.outermost()) unit.release();
   unit.fold(counts_);
   // Where backward is about to gather the next unit's weights, that goes first: see the boundary in run().
-  const bool gather_comes = options_.policy.parameters && ends_unit_[place.unit] != 0;
-  if (reduces_now() && !gather_comes) launch_ready_reductions(false);
+  if (reduces_now() && !(options_.policy.parameters && gather_follows_[place.unit] != 0)) launch_ready_reductions(false);
 }
 
 void ShardedModel::launch_ready_reductions(bool all) {

@@ -149,7 +149,7 @@ class ShardedModel final : public nn::UnitObserver, public autograd::GradientSin
   std::vector<std::unique_ptr<ShardedUnit>> units_;
   std::vector<Place> places_;                            // by leaf index
   std::unordered_map<const nn::Module*, UnitSpan> spans_;
-  std::vector<char> ends_unit_;                          // by bucket: in backward the last of a model unit
+  std::vector<char> gather_follows_;                     // by bucket: when it is ready, backward gathers the next unit's weights
   std::vector<size_t> reduce_order_;
   size_t reduce_cursor_ = 0;    // reductions launched in this backward
   size_t finished_cursor_ = 0;  // of those, waited for

@@ -87,10 +87,10 @@ Recorder::State Recorder::set(State state, int64_t value) {
   return before;
 }
 
-void Recorder::ready(uint32_t name) {
+void Recorder::ready(uint32_t name, Event::Kind kind) {
   if (!recording_) return;
   const int64_t now = steady_now_ns();
-  steps_.back().events.push_back({Event::Kind::ready, state_.activity, name, now, now, 0});
+  steps_.back().events.push_back({kind, state_.activity, name, now, now, 0});
 }
 
 int64_t Recorder::issue(uint32_t group, const std::vector<int>& members) {

@@ -40,6 +40,7 @@ struct Event {
     ready,     // the gradient of the parameter `name` is complete
     issue,     // collective number `value` is queued
     wait,      // [begin, end]: waits for collective number `value`
+    bucket_ready,  // all gradients of the bucket `name` are complete
   };
   Kind kind = Kind::activity;
   Activity activity = Activity::other;
@@ -115,7 +116,7 @@ class Recorder {
     uint32_t name = kNoName;
   };
   State set(State state, int64_t value = 0);
-  void ready(uint32_t name);
+  void ready(uint32_t name, Event::Kind kind = Event::Kind::ready);
 
   // For the communicator. Numbers an operation and notes that it is queued; -1 while nothing is recorded.
   int64_t issue(uint32_t group, const std::vector<int>& members);

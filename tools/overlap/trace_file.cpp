@@ -80,7 +80,7 @@ trace::Step unpack(const std::string& path, const message::Step& m, size_t names
   events.check(e.activity(), e.name(), e.begin_ns(), e.end_ns(), e.value());
   for (int i = 0; i < events.rows(); ++i) {
     check_name(e.name(i));
-    RZ_CONFIG_CHECK(e.kind(i) <= static_cast<uint32_t>(trace::Event::Kind::wait) && e.activity(i) < trace::kActivities,
+    RZ_CONFIG_CHECK(e.kind(i) <= static_cast<uint32_t>(trace::Event::Kind::bucket_ready) && e.activity(i) < trace::kActivities,
                     "{} is damaged: event of kind {}, activity {}", path, e.kind(i), e.activity(i));
     step.events.push_back({static_cast<trace::Event::Kind>(e.kind(i)), static_cast<trace::Activity>(e.activity(i)), e.name(i),
                            e.begin_ns(i) + step.begin_ns, e.end_ns(i) + step.begin_ns, e.value(i)});
