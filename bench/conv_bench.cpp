@@ -39,7 +39,7 @@ void convolution(benchmark::State& state) {
   Tensor y = random_tensor({images, out_extent, out_extent, out});
   ConvKernels& kernels = *backend({}).conv;
   for (auto _ : state) {
-    if (pass == 0) kernels.forward(x, weight, {}, window, y);
+    if (pass == 0) kernels.forward(x, weight, {}, window, ConvActivation::none, y);
     if (pass == 1) kernels.data_gradient(y, weight, window, x, false);
     if (pass == 2) kernels.weight_gradient(y, x, window, weight, false);
   }

@@ -3,11 +3,13 @@
 #include <vector>
 
 #include "bench/machine.h"
+#include "models/diffusion/classifier.h"
 #include "models/diffusion/dit.h"
 #include "models/diffusion/unet.h"
 #include "runtime/autograd/engine.h"
 #include "runtime/autograd/grad_mode.h"
 #include "runtime/ops/elementwise.h"
+#include "runtime/ops/loss.h"
 #include "runtime/ops/reduction.h"
 
 namespace rz::bench {
@@ -64,6 +66,21 @@ void infer(benchmark::State& state, const Config& config) {
   for (auto _ : state) benchmark::DoNotOptimize(network.forward(x, noise, {}));
   state.counters["images/s"] = benchmark::Counter(static_cast<double>(batch * state.iterations()), benchmark::Counter::kIsRate);
 }
+
+void classifier(benchmark::State& state) {
+  const int64_t batch = state.range(0);
+  diffusion::Classifier network({});
+  network.materialize(1);
+  const Tensor x = random_tensor({batch, 28, 28, 1});
+  const Tensor labels = Tensor::of<int32_t>({batch}, std::vector<int32_t>(static_cast<size_t>(batch), 3));
+  for (auto _ : state) {
+    autograd::backward(ops::cross_entropy(network.forward(x).logits, labels).loss);
+    for (nn::Parameter* p : network.parameters()) autograd::clear_grad(p->value);
+  }
+  state.counters["images/s"] = benchmark::Counter(static_cast<double>(batch * state.iterations()), benchmark::Counter::kIsRate);
+  state.counters["parameters"] = static_cast<double>(network.parameter_count());
+}
+BENCHMARK(classifier)->Arg(64)->Unit(benchmark::kMillisecond);
 
 #define RZ_NETWORK(name, config)                                                              \
   BENCHMARK_CAPTURE(train, name, config)->Arg(64)->Unit(benchmark::kMillisecond);             \

@@ -151,8 +151,15 @@ void copy_lines(const Plan& plan, const T* image, int64_t first_row, int64_t lin
   }
 }
 
+// x = max(x, 0); a NaN stays.
+template <class C>
+void rectify(C* __restrict x, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) x[i] = x[i] < C(0) ? C(0) : x[i];
+}
+
 template <class T>
-void run(const Plan& plan, const compute_t<T>* panels, const compute_t<T>* bias, const T* from, T* to, bool accumulate) {
+void run(const Plan& plan, const compute_t<T>* panels, const compute_t<T>* bias, ConvActivation activation, const T* from, T* to,
+         bool accumulate) {
   using C = compute_t<T>;
   constexpr int64_t kColumns = kMicroColumns<C>;
   constexpr bool kDirect = std::is_same_v<T, C>;
@@ -200,8 +207,11 @@ void run(const Plan& plan, const compute_t<T>* panels, const compute_t<T>* bias,
                 const auto kernel = pixel_kernel_for<C>(pixels, columns);
                 if constexpr (kDirect) {
                   kernel(k, line + j, part.offset.data(), panel, row + j * pixel_step, pixel_step, columns, epilogue);
+                  if (activation == ConvActivation::relu)
+                    for (int p = 0; p < pixels; ++p) rectify(row + (j + p) * pixel_step, columns);
                 } else {
                   kernel(k, line + j, part.offset.data(), panel, tile, kColumns, columns, epilogue);
+                  if (activation == ConvActivation::relu) rectify(tile, pixels * kColumns);
                   for (int p = 0; p < pixels; ++p) store_run(tile + p * kColumns, row + (j + p) * pixel_step, 1, columns, accumulate);
                 }
               }
@@ -353,7 +363,8 @@ Tensor data_gradient_panels(const ConvSizes& s, Plan& plan, const T* weight) {
 
 class CpuConvKernels final : public ConvKernels {
  public:
-  void forward(const Tensor& x, const Tensor& weight, const Tensor& bias, const ConvWindow& window, Tensor& y) override {
+  void forward(const Tensor& x, const Tensor& weight, const Tensor& bias, const ConvWindow& window, ConvActivation activation,
+               Tensor& y) override {
     const ConvSizes s = conv_sizes(x, weight, window, y);
     RZ_CHECK(!bias.defined() || (bias.shape() == Shape{s.out} && bias.is_contiguous() && bias.dtype() == y.dtype()),
              "convolution: a bias of {} does not fit weights of {}", bias.str(), weight.str());
@@ -372,7 +383,7 @@ class CpuConvKernels final : public ConvKernels {
           std::fill(to + s.out, to + wide_bias.numel(), C(0));
         });
       }
-      run<T>(plan, panels.data<C>(), bias.defined() ? wide_bias.data<C>() : nullptr, x.data<T>(), y.data<T>(), false);
+      run<T>(plan, panels.data<C>(), bias.defined() ? wide_bias.data<C>() : nullptr, activation, x.data<T>(), y.data<T>(), false);
     });
   }
 
@@ -383,7 +394,7 @@ class CpuConvKernels final : public ConvKernels {
       using T = typename decltype(tag)::type;
       Plan plan = data_gradient_plan(s);
       const Tensor panels = data_gradient_panels<T>(s, plan, weight.data<T>());
-      run<T>(plan, panels.data<compute_t<T>>(), nullptr, grad.data<T>(), dx.data<T>(), accumulate);
+      run<T>(plan, panels.data<compute_t<T>>(), nullptr, ConvActivation::none, grad.data<T>(), dx.data<T>(), accumulate);
     });
   }
 
