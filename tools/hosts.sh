@@ -76,9 +76,9 @@ shape() {
     tc -n "$1" qdisc add dev "$2" root handle 1: netem delay "$delay" limit 100000 || return
     parent="parent 1:"
   fi
-  # A bucket of two of the largest packets that the kernel hands over at once.
+  # A small bucket: what an idle link saves up would make it faster than it is. The kernel cuts larger packets.
   # shellcheck disable=SC2086
-  [[ -z $rate ]] || tc -n "$1" qdisc add dev "$2" $parent tbf rate "$rate" burst 128kb latency 200ms
+  [[ -z $rate ]] || tc -n "$1" qdisc add dev "$2" $parent tbf rate "$rate" burst 32kb latency 200ms
 }
 
 set_up() {

@@ -4,10 +4,12 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cmath>
 #include <limits>
 #include <map>
 #include <set>
+#include <thread>
 
 #include "runtime/autograd/engine.h"
 #include "runtime/autograd/grad_mode.h"
@@ -19,7 +21,7 @@
 namespace rz::optim {
 
 ShardedModel::ShardedModel(nn::Module& model, comm::Communicator& comm, const ShardingOptions& options)
-    : model_(model), comm_(comm), groups_(comm, options.group_size), options_(options) {
+    : model_(model), comm_(comm), groups_(comm, options.group_size), options_(options), slowdown_(options.experiment.slow_factor) {
   RZ_CHECK(options.accumulation.micro_batches >= 1, "{} micro-batches", options.accumulation.micro_batches);
   if (!options_.overlap) options_.prefetch = 0;
   RZ_CHECK(options.prefetch >= 0 && options.reductions_in_flight >= 1, "prefetch {} and {} reductions in flight", options.prefetch,
@@ -47,6 +49,12 @@ ShardedModel::ShardedModel(nn::Module& model, comm::Communicator& comm, const Sh
     for (size_t u = units_.size(); u-- > 0;)
       if (units_[u]->trainable() && units_[u]->outermost() == outermost) reduce_order_.push_back(u);
   map_units();
+  const auto is_late = [&](const auto& unit) { return unit->name() == options_.experiment.late_bucket; };
+  if (!options_.experiment.late_bucket.empty() && std::ranges::none_of(units_, is_late)) {
+    std::vector<std::string> names;
+    for (const auto& unit : units_) names.push_back(unit->name());
+    throw ConfigError(fmt::format("there is no bucket '{}' to be late; valid: {}", options_.experiment.late_bucket, fmt::join(names, ", ")));
+  }
 }
 
 ShardedModel::~ShardedModel() {
@@ -74,6 +82,15 @@ void ShardedModel::map_units() {
     gather_follows_[b] = 0;
     break;
   }
+}
+
+void ShardedModel::Slowdown::begin() { since_ns_ = factor_ > 1 ? steady_now_ns() : 0; }
+
+void ShardedModel::Slowdown::end() {
+  if (since_ns_ == 0) return;
+  const double extra_ns = (factor_ - 1) * static_cast<double>(steady_now_ns() - since_ns_);
+  since_ns_ = 0;
+  std::this_thread::sleep_for(std::chrono::nanoseconds(static_cast<int64_t>(extra_ns)));
 }
 
 void ShardedModel::begin_step() {
@@ -125,7 +142,9 @@ Tensor ShardedModel::run(nn::Module& unit, std::vector<Tensor> inputs, const nn:
   // Boundaries in the graph: backward meets `leave` just before the unit's own nodes, and `enter` just after them.
   if (records && !inputs.empty() && autograd::needs_grad({inputs[0]})) {
     Tensor bounded = inputs[0].view_alias();
-    inputs[0] = autograd::record("unit end", bounded, {inputs[0]}, [](const Tensor& grad, autograd::InputGradients& in) {
+    inputs[0] = autograd::record("unit end", bounded, {inputs[0]}, [this](const Tensor& grad, autograd::InputGradients& in) {
+      slowdown_.end();
+      slowdown_.begin();
       if (trace::Recorder* recorder = trace::current()) recorder->set({Activity::backward, trace::kNoName});
       in.add(0, grad);
     });
@@ -136,7 +155,9 @@ Tensor ShardedModel::run(nn::Module& unit, std::vector<Tensor> inputs, const nn:
     // Units run in backward too, where their forward is computed again: that is backward's time.
     const bool again = RankContext::current()->memory().phase() == Phase::backward;
     const trace::Scope scope(again ? Activity::backward : Activity::forward, span.name);
+    slowdown_.begin();
     output = forward(inputs);
+    slowdown_.end();
   }
   if (options_.policy.parameters) {
     for (size_t b : span.last_used_here) units_[b]->release();
@@ -146,9 +167,11 @@ Tensor ShardedModel::run(nn::Module& unit, std::vector<Tensor> inputs, const nn:
   if (!span.buckets.empty() && span.buckets.back() + 1 == units_.size()) prefetch(static_cast<int64_t>(units_.size()), -1);
   Tensor bounded = output.view_alias();
   return autograd::record("unit boundary", bounded, {output}, [this, &span](const Tensor& grad, autograd::InputGradients& in) {
+    slowdown_.end();
     gather_for(span, -1);
     if (reduces_now()) launch_ready_reductions(false);
     if (trace::Recorder* recorder = trace::current()) recorder->set({Activity::backward, recorder->intern(span.name)});
+    slowdown_.begin();
     in.add(0, grad);
   });
 }
@@ -174,7 +197,7 @@ void ShardedModel::ready(autograd::AutogradMeta& leaf) {
 void ShardedModel::launch_ready_reductions(bool all) {
   while (reduce_cursor_ < reduce_order_.size()) {
     ShardedUnit& unit = *units_[reduce_order_[reduce_cursor_]];
-    if (!all && !unit.all_ready()) return;
+    if (!all && (!unit.all_ready() || unit.name() == options_.experiment.late_bucket)) return;
     unit.start_reduce();
     ++reduce_cursor_;
     if (!options_.overlap) {
@@ -203,7 +226,9 @@ void ShardedModel::backward(const Tensor& loss, double scale, bool counts) {
       CategoryScope category(Category::activation_gradient);
       backward_options.grad = Tensor::full(loss.shape(), scale, loss.dtype(), "loss scale");
     }
+    slowdown_.begin();
     autograd::backward(loss, backward_options);
+    slowdown_.end();
   }
   {
     PhaseScope phase(Phase::reduce);

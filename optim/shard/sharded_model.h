@@ -26,6 +26,12 @@
 
 namespace rz::optim {
 
+// Troubles planted on purpose, to see whether a report finds them. They change no bit of the results.
+struct Experiment {
+  double slow_factor = 1;   // this rank's forwards and backwards take so many times as long
+  std::string late_bucket;  // its reduction, and those after it, wait for the end of backward; empty = none
+};
+
 struct ShardingOptions {
   ShardingPolicy policy;
   Precision precision;
@@ -39,6 +45,7 @@ struct ShardingOptions {
   int64_t prefetch_bytes = 0;           // gathered weights held at once, the outermost unit's apart, that no prefetch may exceed; 0: any
   int reductions_in_flight = 2;         // transient gradient buffers that may wait for their reduction
   uint64_t seed = 0;                    // of the initial weights
+  Experiment experiment = {};
 };
 
 class ShardedModel final : public nn::UnitObserver, public autograd::GradientSink {
@@ -132,6 +139,18 @@ class ShardedModel final : public nn::UnitObserver, public autograd::GradientSin
     std::vector<size_t> last_used_here;
   };
 
+  // Stretches compute: what lies between begin() and end() takes `factor` times as long.
+  class Slowdown {
+   public:
+    explicit Slowdown(double factor) : factor_(factor) {}
+    void begin();
+    void end();
+
+   private:
+    double factor_;
+    int64_t since_ns_ = 0;  // 0 = not begun
+  };
+
   uint64_t payload_bytes_sent() const;
   void map_units();
   void gather_for(const UnitSpan& span, int direction);
@@ -157,6 +176,7 @@ class ShardedModel final : public nn::UnitObserver, public autograd::GradientSin
   uint64_t scalar_bytes_sent_ = 0;
   std::optional<comm::WireStats> exchanged_;
   bool counts_ = true;          // the micro-batch in backward
+  Slowdown slowdown_;
 };
 
 }  // namespace rz::optim

@@ -172,6 +172,23 @@ TEST(DiffusionLoss, GradientsAndImportanceWeights) {
   EXPECT_NEAR(r.loss.item(), expected, 1e-12);
 }
 
+// A dry run counts the bytes of the real one.
+TEST(DiffusionLoss, DryRunsCountTheSameBytes) {
+  const auto peak = [](const std::shared_ptr<RankContext>& context) {
+    RankContextScope scope(context);
+    Tensor weight = Tensor::zeros({8});
+    autograd::set_requires_grad(weight, true);
+    const Network network = [&](const Tensor& x, const Tensor&, const Conditioning&) { return ops::mul(ops::concat({x, x}, -1), weight); };
+    const Tensor x0 = Tensor::zeros({6, 5, 4});
+    const LossResult r = Objective(make_preset("iddpm", {.timesteps = 3})).loss(network, x0, {}, {1, 1, 0}, 1);
+    // Three timesteps: some of the six samples are at the last, which takes the decoder.
+    EXPECT_NE(std::find_if(r.times.begin(), r.times.end(), [](double t) { return t < 0.5; }), r.times.end());
+    autograd::backward(r.loss);
+    return context->memory().peak().total;
+  };
+  EXPECT_EQ(peak(RankContext::make_dry(0)), peak(RankContext::make(0)));
+}
+
 // With exact Gaussian reverse kernels the expected bound is tight up to the prior: prior KL + sum of KLs + decoder = entropy + KL(q(x_T) ||
 // N(0, 1)).
 TEST(DiffusionBound, IsTightForExactReverseKernels) {

@@ -388,6 +388,17 @@ TEST(DiffusionRanks, SamplesDependOnTheirNumberAlone) {
   }
 }
 
+TEST(DiffusionRanks, NoiseIsAFunctionOfSampleAndElement) {
+  const auto all = keyed_normal({5, 3, 3}, {7, 100}, "noise", 2).to_vector<float>();
+  for (uint64_t b = 0; b < 5; ++b)
+    for (uint64_t i = 0; i < 9; ++i) EXPECT_EQ(all[9 * b + i], Random(7, "noise", 2, 100 + b).normal(i));
+  const auto big = [](int threads) {
+    RankContextScope scope(RankContext::make(0, threads));
+    return keyed_normal({3, 5001}, {7, 0}, "noise", 0).to_vector<float>();
+  };
+  EXPECT_EQ(big(3), big(1));
+}
+
 TEST(DiffusionRanks, InterpolatedStartsKeepTheirNorm) {
   const Tensor x = keyed_normal({2, 500}, {1, 0}, "x", 0), y = keyed_normal({2, 500}, {1, 0}, "y", 0);
   EXPECT_LT(largest_difference(interpolate_starts(x, y, 0), x), 1e-6);

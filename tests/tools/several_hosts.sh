@@ -25,7 +25,7 @@ for stage in 1 3; do
 done
 echo "done   the same weights on one host and on two"
 
-# busbw is what each host sends per second: 25 MB/s at most, once the shaper's 128 KiB are gone; three hosts, right results.
+# busbw is what each host sends per second: 25 MB/s at most, once the shaper's 32 KiB are gone; three hosts, right results.
 run --hosts 3 --rate 200mbit "$ringzero" collectives -b 8M -e 8M --iters 3 --warmup 1 >"$work/out" 2>&1 || fail "collectives on three hosts"
 awk '!/^#/ && NF == 8 {rows++; if ($7 > 0.0255 || $8 != 0) bad = 1} END {exit bad || rows != 1}' "$work/out" || fail "faster than the link, or wrong"
 echo "done   200 Mbit/s are not exceeded"
