@@ -92,7 +92,7 @@ class Accountant {
     a.rank = rank;
     a.step = number;
     a.step_ns = step.end_ns - step.begin_ns;
-    add_activities(step, a);
+    for (const Stretch& s : stretches_of(step)) a.activity_ns[static_cast<size_t>(s.activity)] += s.end_ns - s.begin_ns;
     std::map<int64_t, CollectiveAccount> collectives;
     for (const Operation& o : step.operations) {
       CollectiveAccount& c = collectives[o.number] = begin(rank, o);
@@ -184,23 +184,6 @@ class Accountant {
       waited += std::min(w->end_ns, o.done_ns) - std::max(w->begin_ns, c.ready_ns);
     c.hidden_ns = c.transfer_ns() - waited;
     return c;
-  }
-
-  static void add_activities(const trace::Step& step, StepAccount& a) {
-    Activity now = Activity::other;
-    int64_t since = step.begin_ns;
-    const auto spend = [&](int64_t until) { a.activity_ns[static_cast<size_t>(now)] += until - since; };
-    for (const Event& e : step.events) {
-      if (e.kind == Event::Kind::activity) {
-        spend(e.begin_ns);
-        now = e.activity;
-        since = e.begin_ns;
-      } else if (e.kind == Event::Kind::wait) {
-        spend(e.begin_ns);
-        since = e.end_ns;
-      }
-    }
-    spend(step.end_ns);
   }
 
   // Pieces follow one another without gaps: `from` is where the next begins.
