@@ -17,7 +17,8 @@ namespace {
 
 namespace diffusion = models::diffusion;
 
-diffusion::UNetConfig unet(int64_t patch, int64_t width, std::vector<int64_t> multipliers, int64_t blocks, std::vector<int64_t> attention = {}) {
+diffusion::UNetConfig unet(int64_t patch, int64_t width, std::vector<int64_t> multipliers, int64_t blocks,
+                           std::vector<int64_t> attention = {}) {
   diffusion::UNetConfig c;
   c.patch = patch;
   c.width = width;
@@ -82,8 +83,8 @@ void classifier(benchmark::State& state) {
 }
 BENCHMARK(classifier)->Arg(64)->Unit(benchmark::kMillisecond);
 
-#define RZ_NETWORK(name, config)                                                              \
-  BENCHMARK_CAPTURE(train, name, config)->Arg(64)->Unit(benchmark::kMillisecond);             \
+#define RZ_NETWORK(name, config)                                                  \
+  BENCHMARK_CAPTURE(train, name, config)->Arg(64)->Unit(benchmark::kMillisecond); \
   BENCHMARK_CAPTURE(infer, name, config)->Arg(64)->Unit(benchmark::kMillisecond);
 RZ_NETWORK(unet_28_32_1x2x2_2_blocks, unet(1, 32, {1, 2, 2}, 2))
 RZ_NETWORK(unet_28_32_1x2x2_1_block, unet(1, 32, {1, 2, 2}, 1))

@@ -42,7 +42,8 @@ Classifier::Classifier(const ClassifierConfig& config)
   register_module("noise2", *noise2_);
 }
 
-Tensor Classifier::rectified(const nn::Conv2d& conv, const Tensor& x, const Tensor& c_BD, const std::unique_ptr<nn::Linear>& projection) const {
+Tensor Classifier::rectified(const nn::Conv2d& conv, const Tensor& x, const Tensor& c_BD,
+                             const std::unique_ptr<nn::Linear>& projection) const {
   if (!projection) return conv.forward(x, ConvActivation::relu);
   const Tensor h = conv.forward(x);
   return ops::relu(ops::add(h, ops::reshape(projection->forward(c_BD), {h.size(0), 1, 1, h.size(3)})));

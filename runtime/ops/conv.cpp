@@ -17,8 +17,8 @@ struct Call {
 
   Call(const char* name, const Tensor& x, const Tensor& w, const Tensor& b, const ConvWindow& window, int weight_rank)
       : kernels(*backend(x.device()).conv) {
-    RZ_CHECK(x.rank() == 4 && w.rank() == weight_rank && x.size(-1) == w.size(-1), "{}: images of {} [N, H, W, C] do not fit weights of {}", name,
-             x.str(), w.str());
+    RZ_CHECK(x.rank() == 4 && w.rank() == weight_rank && x.size(-1) == w.size(-1), "{}: images of {} [N, H, W, C] do not fit weights of {}",
+             name, x.str(), w.str());
     RZ_CHECK(window.stride >= 1 && window.padding >= 0, "{}: stride {} or padding {} is impossible", name, window.stride, window.padding);
     const int64_t out = weight_rank == 3 ? x.size(-1) : w.size(0);
     RZ_CHECK(!b.defined() || b.shape() == Shape{out}, "{}: a bias of {} does not fit weights of {}", name, b.str(), w.str());
@@ -48,18 +48,18 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, const C
   const auto saved_x = autograd::needs_grad({weight}) ? autograd::Saved(call.images) : autograd::Saved();
   const auto saved_weight = autograd::needs_grad({x}) ? autograd::Saved(call.weight) : autograd::Saved();
   const auto saved_y = rectified ? autograd::Saved(call.y) : autograd::Saved();
-  return autograd::record("conv2d", call.y, {x, weight, bias},
-                          [&kernels = call.kernels, saved_x, saved_weight, saved_y, rectified, window](const Tensor& grad,
-                                                                                                      autograd::InputGradients& in) {
-                            Tensor g = to_dense(grad);
-                            if (rectified) {
-                              g = Tensor::empty(grad.shape(), grad.dtype(), Category::workspace, "gradient before ReLU");
-                              backend(grad.device()).elementwise->unary_gradient(UnaryOp::relu, grad, saved_y.get(), g, false);
-                            }
-                            in.into(0, [&](Tensor& dx, bool accumulate) { kernels.data_gradient(g, saved_weight.get(), window, dx, accumulate); });
-                            in.into(1, [&](Tensor& dw, bool accumulate) { kernels.weight_gradient(g, saved_x.get(), window, dw, accumulate); });
-                            bias_gradient(g, in);
-                          });
+  return autograd::record(
+      "conv2d", call.y, {x, weight, bias},
+      [&kernels = call.kernels, saved_x, saved_weight, saved_y, rectified, window](const Tensor& grad, autograd::InputGradients& in) {
+        Tensor g = to_dense(grad);
+        if (rectified) {
+          g = Tensor::empty(grad.shape(), grad.dtype(), Category::workspace, "gradient before ReLU");
+          backend(grad.device()).elementwise->unary_gradient(UnaryOp::relu, grad, saved_y.get(), g, false);
+        }
+        in.into(0, [&](Tensor& dx, bool accumulate) { kernels.data_gradient(g, saved_weight.get(), window, dx, accumulate); });
+        in.into(1, [&](Tensor& dw, bool accumulate) { kernels.weight_gradient(g, saved_x.get(), window, dw, accumulate); });
+        bias_gradient(g, in);
+      });
 }
 
 Tensor depthwise_conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, const ConvWindow& window) {

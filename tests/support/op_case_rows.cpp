@@ -360,7 +360,9 @@ void add_norms(std::vector<OpCase>& rows) {
 void add_images(std::vector<OpCase>& rows) {
   const Shape images{2, 6, 5, 3};
   const auto largest = [](const Values& w) { return *std::max_element(w.begin(), w.end()); };
-  rows.push_back({"average_pool", [](const Tensors& in) { return ops::average_pool(in[0]); }, {{images}},
+  rows.push_back({"average_pool",
+                  [](const Tensors& in) { return ops::average_pool(in[0]); },
+                  {{images}},
                   [](const Tensors& in) { return windows(in[0], 2, 2, mean_of); }});
   rows.push_back({"average_pool of 3, overlapping",
                   [](const Tensors& in) {
@@ -368,7 +370,9 @@ void add_images(std::vector<OpCase>& rows) {
                   },
                   {{images}},
                   [](const Tensors& in) { return windows(in[0], 3, 1, mean_of); }});
-  rows.push_back({"max_pool", [](const Tensors& in) { return ops::max_pool(in[0]); }, {{images}},
+  rows.push_back({"max_pool",
+                  [](const Tensors& in) { return ops::max_pool(in[0]); },
+                  {{images}},
                   [=](const Tensors& in) { return windows(in[0], 2, 2, largest); }});
   rows.push_back({"max_pool of 3, overlapping",
                   [](const Tensors& in) {
@@ -376,7 +380,9 @@ void add_images(std::vector<OpCase>& rows) {
                   },
                   {{images}},
                   [=](const Tensors& in) { return windows(in[0], 3, 2, largest); }});
-  rows.push_back({"upsample", [](const Tensors& in) { return ops::upsample(in[0]); }, {{{2, 3, 2, 5}}},
+  rows.push_back({"upsample",
+                  [](const Tensors& in) { return ops::upsample(in[0]); },
+                  {{{2, 3, 2, 5}}},
                   [](const Tensors& in) {
                     const Values v = values_of(in[0]);
                     Values y;

@@ -72,12 +72,12 @@ struct PixelClass {
 // A convolution as sums over panels. Result row i of a class reads lines i * line_step + .. of the copy, whose line 0 is image
 // row first_row.
 struct Plan {
-  int64_t images, height, width, channels;     // of what is read
+  int64_t images, height, width, channels;  // of what is read
   int64_t result_height, result_width, result_channels, result_step;
   int64_t first_row, first_column, line_step;  // where the copy begins
   int64_t lines_seen;                          // by one row of the result
   int64_t phases, phase_width;
-  int64_t rows;                                // most rows of a class
+  int64_t rows;  // most rows of a class
   std::vector<PixelClass> classes;
 
   int64_t line_elements() const { return phases * channels * phase_width; }
@@ -96,8 +96,8 @@ Plan forward_plan(const ConvSizes& s) {
   for (int64_t r = 0; r < s.kernel_h; ++r)
     for (int64_t q = 0; q < s.kernel_w; ++q)
       for (int64_t c = 0; c < s.in; ++c)
-        all.offset.push_back(static_cast<int32_t>(
-            r * plan.line_elements() + (q % s.window.stride * s.in + c) * plan.phase_width + q / s.window.stride));
+        all.offset.push_back(
+            static_cast<int32_t>(r * plan.line_elements() + (q % s.window.stride * s.in + c) * plan.phase_width + q / s.window.stride));
   plan.classes.push_back(std::move(all));
   return plan;
 }
@@ -246,8 +246,7 @@ void run_weight_gradient(const ConvSizes& s, const T* grad, const T* x, T* dweig
   const int64_t grad_image = s.out_height * s.out_width * s.out;
   const int64_t copy_elements = round_up(group * image_elements + kColumns, kLanes<C>);
   const int64_t grad_elements = kDirect ? 0 : group * grad_image;
-  const Tensor scratch =
-      Tensor::empty({pieces, copy_elements + grad_elements}, dtype_of<C>, Category::workspace, "convolution image");
+  const Tensor scratch = Tensor::empty({pieces, copy_elements + grad_elements}, dtype_of<C>, Category::workspace, "convolution image");
   C* scratch_data = scratch.data<C>();
   // 16-bit results are summed in float and rounded once.
   const Tensor sums = kDirect ? Tensor() : Tensor::empty({s.out, c_stride}, dtype_of<C>, Category::workspace, "convolution weight sums");
@@ -291,11 +290,15 @@ void run_weight_gradient(const ConvSizes& s, const T* grad, const T* x, T* dweig
         for (int64_t line = 0; line < lines; line += block_lines) {
           const Epilogue<C> epilogue{1, image > 0 || line > 0 || (kDirect && accumulate), nullptr};
           each_item([&](int64_t r, int64_t row, int64_t rows, int64_t column, int64_t columns) {
-            const PixelLines<C> pixels{std::min(block_lines, lines - line), s.out_width,
-                                       g + line * s.out_width * s.out + row, s.out,
-                                       copy + r * copy_width * s.in + column, stride * s.in, line_offset.data() + line};
+            const PixelLines<C> pixels{std::min(block_lines, lines - line),
+                                       s.out_width,
+                                       g + line * s.out_width * s.out + row,
+                                       s.out,
+                                       copy + r * copy_width * s.in + column,
+                                       stride * s.in,
+                                       line_offset.data() + line};
             weight_kernel_for<C>(static_cast<int>(rows), static_cast<int>(columns))(pixels, c + row * c_stride + r * run_columns + column,
-                                                                                   c_stride, static_cast<int>(columns), epilogue);
+                                                                                    c_stride, static_cast<int>(columns), epilogue);
           });
         }
       }
@@ -417,8 +420,7 @@ class CpuConvKernels final : public ConvKernels {
   void depthwise_data_gradient(const Tensor& grad, const Tensor& weight, const ConvWindow& window, Tensor& dx, bool accumulate) override {
     cpu::depthwise_data_gradient(grad, weight, window, dx, accumulate);
   }
-  void depthwise_weight_gradient(const Tensor& grad, const Tensor& x, const ConvWindow& window, Tensor& dweight,
-                                 bool accumulate) override {
+  void depthwise_weight_gradient(const Tensor& grad, const Tensor& x, const ConvWindow& window, Tensor& dweight, bool accumulate) override {
     cpu::depthwise_weight_gradient(grad, x, window, dweight, accumulate);
   }
 };

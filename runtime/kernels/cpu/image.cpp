@@ -30,8 +30,8 @@ Sizes sizes(const char* what, const Tensor& large, const Tensor& small, const Po
            "{}: {} and {} must be contiguous images [N, H, W, C] of one type", what, large.str(), small.str());
   const Sizes s{large.size(0), large.size(1), large.size(2), window.output_extent(large.size(1)), window.output_extent(large.size(2)),
                 large.size(3), window};
-  RZ_CHECK(small.shape() == (Shape{s.images, s.small_height, s.small_width, s.channels}), "{}: windows of {} pixels, {} apart, of {} do not give {}",
-           what, window.size, window.stride, large.str(), small.str());
+  RZ_CHECK(small.shape() == (Shape{s.images, s.small_height, s.small_width, s.channels}),
+           "{}: windows of {} pixels, {} apart, of {} do not give {}", what, window.size, window.stride, large.str(), small.str());
   return s;
 }
 
