@@ -7,6 +7,7 @@
 
 #include "models/diffusion/moments.h"
 #include "models/diffusion/objective.h"
+#include "tools/console.h"
 #include "tools/sampler_replay.h"
 
 namespace rz::tools {
@@ -92,7 +93,7 @@ diffusion::SamplerConfig sampler_config(const Flags& f, const diffusion::Process
   return c;
 }
 
-void print_world(const Flags& f) {
+nlohmann::ordered_json world_moments(const Flags& f) {
   const diffusion::GaussianWorld world = parse_world(f.world);
   const diffusion::Process process = diffusion::make_preset(f.preset, f.options);
   const diffusion::SamplerConfig config = sampler_config(f, process);
@@ -120,12 +121,12 @@ void print_world(const Flags& f) {
       json["trajectory"].push_back({{"t", grid[i + 1]}, {"a", at.a}, {"s", at.s}, {"mean", moments[i].mean}, {"std", moments[i].std}});
     }
   }
-  fmt::print("{}\n", json.dump(2));
+  return json;
 }
 
-void print_replay(const Flags& f) {
+nlohmann::ordered_json replay(const Flags& f) {
   RZ_CONFIG_CHECK(f.replay == "diffusers", "unknown replay '{}'; valid: diffusers", f.replay);
-  fmt::print("{}\n", replay_json(f.replay_case).dump(2));
+  return replay_json(f.replay_case);
 }
 
 }  // namespace
@@ -170,10 +171,8 @@ void add_sampler_command(CLI::App& app) {
   c->callback([flags] {
     RZ_CONFIG_CHECK(flags->world.empty() != flags->replay.empty(),
                     "give either --world gaussian:mean=M,std=C or --replay diffusers --case NAME");
-    if (flags->replay.empty())
-      print_world(*flags);
-    else
-      print_replay(*flags);
+    const auto json = flags->replay.empty() ? world_moments(*flags) : replay(*flags);
+    if (is_speaker()) fmt::print("{}\n", json.dump(2));
   });
 }
 

@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "comm/launch.h"
+#include "runtime/core/allocator.h"
 #include "tools/job_flags.h"
 #include "tools/session.h"
 #include "tools/train.h"
@@ -28,6 +29,8 @@ comm::LaunchOptions launch_options(const ringzero::Job& job) {
   if (threads) options.ranks = static_cast<int>(c.ranks());
   options.deadline_s = c.deadline_s();
   options.network = network_of(job);
+  options.fuzz_seed = job.experiment().fuzz_seed();
+  allocator::set_poison(options.fuzz_seed != 0);
   return options;
 }
 

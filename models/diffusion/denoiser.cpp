@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <cmath>
 
+#include "models/diffusion/classifier.h"
 #include "models/diffusion/state.h"
 #include "runtime/autograd/engine.h"
 #include "runtime/autograd/grad_mode.h"
 #include "runtime/core/parallel.h"
 #include "runtime/ops/ops.h"
+#include "runtime/ops/softmax.h"
 
 namespace rz::models::diffusion {
 
@@ -59,6 +61,15 @@ Prediction<Tensor> GuidedDenoiser::predict(const Tensor& x, double t, const Cond
   return with;
 }
 
+LogLikelihood log_likelihood_of(const Classifier& classifier) {
+  return [&classifier](const Tensor& x, const Tensor& noise_B, const Conditioning& conditioning) {
+    RZ_CHECK(conditioning.labels.defined(), "guidance by a classifier needs labels");
+    const Tensor log_p = ops::log_softmax(classifier.forward(x, classifier.config().noise_levels ? noise_B : Tensor()).logits);
+    const int64_t B = x.size(0);
+    return ops::reshape(ops::gather(log_p, 1, conditioning.labels.view_reshape({B, 1})), {B});
+  };
+}
+
 ClassifierGuidedDenoiser::ClassifierGuidedDenoiser(DenoiserPtr inner, LogLikelihood classifier, PathPtr path, NoiseInput noise,
                                                    double scale)
     : inner_(std::move(inner)), classifier_(std::move(classifier)), path_(std::move(path)), noise_(noise), scale_(scale) {}
@@ -74,6 +85,7 @@ Prediction<Tensor> ClassifierGuidedDenoiser::predict(const Tensor& x, double t, 
     autograd::set_requires_grad(leaf, true);
     const Tensor log_p_B = classifier_(leaf, noise_levels(x.size(0), noise_input(noise_, *path_, t), x.dtype()), conditioning);
     RZ_CHECK(log_p_B.shape() == Shape{x.size(0)}, "the classifier must give one number per sample, not {}", log_p_B.str());
+    RZ_CHECK(autograd::needs_grad({log_p_B}), "guidance needs a classifier whose derivative with respect to x is recorded");
     gradient = autograd::grad({ops::sum(log_p_B)}, {leaf}).front();
   }
   out.x0 = combine(1, out.x0, scale_ * c.s * c.s / c.a, gradient);

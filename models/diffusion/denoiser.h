@@ -53,6 +53,10 @@ class GuidedDenoiser final : public Denoiser {
 // log p(y | x_t) for each sample [B], recorded for backward; noise as the classifier was trained with.
 using LogLikelihood = std::function<Tensor(const Tensor& x, const Tensor& noise_B, const Conditioning& conditioning)>;
 
+// log softmax of the classifier's logits at each sample's label.
+class Classifier;
+LogLikelihood log_likelihood_of(const Classifier& classifier);
+
 // Classifier guidance: eps - s scale grad_x log p(y | x_t), that is D + (s^2 / a) scale grad. Dhariwal & Nichol 2021, algorithm 2, on any
 // path.
 class ClassifierGuidedDenoiser final : public Denoiser {

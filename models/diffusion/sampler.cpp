@@ -1,5 +1,6 @@
 #include "models/diffusion/sampler.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "models/diffusion/names.h"
@@ -7,6 +8,7 @@
 #include "runtime/autograd/grad_mode.h"
 #include "runtime/core/random.h"
 #include "runtime/kernels/backend.h"
+#include "runtime/ops/ops.h"
 
 namespace rz::models::diffusion {
 
@@ -137,6 +139,20 @@ Tensor start_state(const SamplerConfig& config, const Path& path, const Grid& gr
   }
   if (dtype == DType::f64) return Tensor::of<double>(shape, values, "start");
   return Tensor::of<float>(shape, std::vector<float>(values.begin(), values.end()), "start");
+}
+
+Tensor interpolate_starts(const Tensor& x, const Tensor& y, double part) {
+  RZ_CHECK(x.shape() == y.shape() && x.dtype() == y.dtype(), "cannot interpolate between {} and {}", x.str(), y.str());
+  const auto xx = mean_per_sample(ops::square(x)).to_vector<double>(), yy = mean_per_sample(ops::square(y)).to_vector<double>();
+  const auto xy = mean_per_sample(ops::mul(x, y)).to_vector<double>();
+  std::vector<double> of_x, of_y;
+  for (size_t b = 0; b < xx.size(); ++b) {
+    const double angle = std::acos(std::clamp(xy[b] / std::sqrt(xx[b] * yy[b]), -1.0, 1.0));
+    const bool parallel = std::sin(angle) < 1e-6;
+    of_x.push_back(parallel ? 1 - part : std::sin((1 - part) * angle) / std::sin(angle));
+    of_y.push_back(parallel ? part : std::sin(part * angle) / std::sin(angle));
+  }
+  return ops::add(ops::mul(per_sample(of_x, x.shape(), x.dtype()), x), ops::mul(per_sample(of_y, y.shape(), y.dtype()), y));
 }
 
 Tensor sample(const Denoiser& denoiser, const Path& path, const Grid& grid, const SamplerConfig& config, Tensor x,

@@ -108,6 +108,10 @@ Tensor keyed_normal(const Shape& shape, const SampleRows& rows, const char* stre
 Tensor start_state(const SamplerConfig& config, const Path& path, const Grid& grid, const Shape& shape, const SampleRows& rows,
                    DType dtype = DType::f32);
 
+// Between two starts, sample by sample along a great circle, which keeps their norm: part 0 is x, 1 is y. For interpolating samples of a
+// deterministic sampler (Song, Meng, Ermon 2021, appendix D.5).
+Tensor interpolate_starts(const Tensor& x, const Tensor& y, double part);
+
 // Moves x [B, ..] from grid.front() to grid.back(). Nothing is recorded for backward.
 Tensor sample(const Denoiser& denoiser, const Path& path, const Grid& grid, const SamplerConfig& config, Tensor x,
               const Conditioning& conditioning, const SampleRows& rows, const StepHook<Tensor>& hook = {});

@@ -1,6 +1,7 @@
 #include "tools/overlap/account.h"
 
 #include <algorithm>
+#include <optional>
 #include <unordered_map>
 #include <unordered_set>
 
@@ -20,7 +21,10 @@ constexpr double kSlowLink = 0.7;  // of the usual rate: below it a link stands 
 struct Wait {
   int64_t begin_ns = 0;
   int64_t end_ns = 0;
-  int64_t number = 0;
+  const Operation* operation = nullptr;
+  const trace::Step* step = nullptr;
+  std::vector<Exposure> pieces;
+  enum class Explained : uint8_t { no, being, yes } explained = Explained::no;
 };
 
 // The same collective on all ranks of its group.
@@ -29,6 +33,7 @@ struct Everywhere {
   int64_t issued_ns = 0;  // when the last rank issued it
   int last = 0;           // that rank
   int64_t last_issued_ns = 0;
+  std::pair<uint32_t, uint64_t> key;  // group, sequence
 };
 
 struct Slowness {
@@ -54,24 +59,29 @@ Slowness slowest_link(const RunTrace& run) {
 
 class Accountant {
  public:
-  explicit Accountant(const RunTrace& run) : run_(run), slow_(slowest_link(run)) {
+  explicit Accountant(const RunTrace& run) : run_(run), slow_(slowest_link(run)), rank_(static_cast<size_t>(run.size())) {
     for (int r = 0; r < run.size(); ++r) {
-      auto& own = rank_.emplace_back();
-      for (const trace::Step& step : run.ranks[static_cast<size_t>(r)].steps) {
+      OfRank& own = of(r);
+      const auto& steps = run.ranks[static_cast<size_t>(r)].steps;
+      for (const trace::Step& step : steps) {
         for (const Operation& o : step.operations) {
           own.operations[o.number] = &o;
+          own.in_order.push_back(&o);
           meet(r, o);
         }
+      }
+      std::ranges::sort(own.in_order, {}, [](const Operation* o) { return o->started_ns; });
+      for (size_t i = 1; i < own.in_order.size(); ++i)
+        RZ_CONFIG_CHECK(own.in_order[i]->started_ns >= own.in_order[i - 1]->done_ns, "the trace of rank {} is wrong: collective {} begins before {} is done", r,
+                        own.in_order[i]->number, own.in_order[i - 1]->number);
+      for (const trace::Step& step : steps) {
+        own.first_wait[&step] = own.waits.size();
         for (const Event& e : step.events) {
-          if (e.kind == Event::Kind::wait) own.waits.push_back({e.begin_ns, e.end_ns, e.value});
+          if (e.kind == Event::Kind::wait) add_wait(r, step, e);
           if (e.kind == Event::Kind::bucket_ready) own.buckets.insert(e.name);
           if (e.kind == Event::Kind::issue && e.activity == Activity::optimizer) own.published.insert(e.value);
         }
       }
-      for (const auto& [number, o] : own.operations) own.in_order.push_back(o);
-      std::ranges::sort(own.in_order, {}, [](const Operation* o) { return o->started_ns; });
-      std::ranges::sort(own.waits, {}, &Wait::begin_ns);
-      for (const Wait& w : own.waits) own.needed_ns.try_emplace(w.number, w.begin_ns);
     }
   }
 
@@ -83,7 +93,7 @@ class Accountant {
     a.rank = rank;
     a.step = number;
     a.step_ns = step.end_ns - step.begin_ns;
-    add_activities(step, a);
+    for (const Stretch& s : stretches_of(step)) a.activity_ns[static_cast<size_t>(s.activity)] += s.end_ns - s.begin_ns;
     std::map<int64_t, CollectiveAccount> collectives;
     for (const Operation& o : step.operations) {
       CollectiveAccount& c = collectives[o.number] = begin(rank, o);
@@ -91,17 +101,16 @@ class Accountant {
       a.hidden_ns += c.hidden_ns;
       a.sent_bytes += o.sent_bytes;
     }
-    for (const Event& e : step.events) {
-      if (e.kind != Event::Kind::wait) continue;
-      a.exposed_ns += e.end_ns - e.begin_ns;
-      const Operation* o = find(rank, e.value);
-      RZ_CONFIG_CHECK(o != nullptr, "the trace of rank {} has lost collective {} of step {}", rank, e.value, number);
-      auto [found, is_new] = collectives.try_emplace(e.value);
+    std::vector<Wait>& waits = of(rank).waits;
+    for (size_t w = of(rank).first_wait.at(&step); w < waits.size() && waits[w].step == &step; ++w) {
+      a.exposed_ns += waits[w].end_ns - waits[w].begin_ns;
+      const Operation& o = *waits[w].operation;
+      auto [found, is_new] = collectives.try_emplace(o.number);
       if (is_new) {
-        found->second = begin(rank, *o);
+        found->second = begin(rank, o);
         found->second.issued_here = false;
       }
-      explain(rank, *o, {e.begin_ns, e.end_ns, e.value}, step, found->second);
+      for (const Exposure& e : explained(rank, waits[w])) found->second.exposed.push_back(e);
     }
     for (auto& [id, c] : collectives) {
       for (const Exposure& e : c.exposed) a.exposed_by_cause[static_cast<size_t>(e.cause)] += e.ns;
@@ -112,18 +121,43 @@ class Accountant {
 
  private:
   struct OfRank {
-    std::unordered_map<int64_t, const Operation*> operations;
-    std::vector<const Operation*> in_order;
-    std::vector<Wait> waits;
-    std::unordered_set<uint32_t> buckets;    // names
-    std::unordered_set<int64_t> published;   // operations
+    std::unordered_map<int64_t, const Operation*> operations;  // by number
+    std::vector<const Operation*> in_order;                    // one after the other, as the progress thread ran them
+    std::vector<Wait> waits;                                   // one after the other
+    std::unordered_map<const trace::Step*, size_t> first_wait;
+    std::unordered_set<uint32_t> buckets;            // names
+    std::unordered_set<int64_t> published;           // operations
     std::unordered_map<int64_t, int64_t> needed_ns;  // when the main thread first waited for it
   };
+
+  OfRank& of(int rank) { return rank_[static_cast<size_t>(rank)]; }
+  const OfRank& of(int rank) const { return rank_[static_cast<size_t>(rank)]; }
+
+  void add_wait(int rank, const trace::Step& step, const Event& e) {
+    OfRank& own = of(rank);
+    const auto found = own.operations.find(e.value);
+    const bool is_first = &step == &run_.ranks[static_cast<size_t>(rank)].steps.front();
+    if (found == own.operations.end() && is_first) return;  // of a step that was not kept
+    RZ_CONFIG_CHECK(found != own.operations.end(), "the trace of rank {} has lost collective {} of step {}", rank, e.value, step.step);
+    RZ_CONFIG_CHECK(e.end_ns >= e.begin_ns && (own.waits.empty() || e.begin_ns >= own.waits.back().end_ns),
+                    "the trace of rank {} is wrong: its waits in step {} overlap", rank, step.step);
+    own.waits.push_back({e.begin_ns, e.end_ns, found->second, &step, {}});
+    own.needed_ns.try_emplace(e.value, e.begin_ns);
+  }
+
+  // The first that ends after a time, of operations or waits that follow one another.
+  static int64_t end_ns(const Operation* o) { return o->done_ns; }
+  static int64_t end_ns(const Wait& w) { return w.end_ns; }
+  template <class List>
+  static auto first_after(List& list, int64_t time_ns) {
+    return std::ranges::upper_bound(list, time_ns, {}, [](const auto& e) { return end_ns(e); });
+  }
 
   static std::pair<uint32_t, uint64_t> key(const Operation& o) { return {o.group, o.sequence}; }
 
   void meet(int rank, const Operation& o) {
     Everywhere& e = everywhere_[key(o)];
+    e.key = key(o);
     e.issued_ns = std::max(e.issued_ns, o.queued_ns);
     if (o.started_ns < e.ready_ns) return;
     e.ready_ns = o.started_ns;
@@ -131,14 +165,8 @@ class Accountant {
     e.last_issued_ns = o.queued_ns;
   }
 
-  const Operation* find(int rank, int64_t number) const {
-    const auto& operations = rank_[static_cast<size_t>(rank)].operations;
-    const auto found = operations.find(number);
-    return found == operations.end() ? nullptr : found->second;
-  }
-
   Purpose purpose_of(int rank, const Operation& o) const {
-    const OfRank& own = rank_[static_cast<size_t>(rank)];
+    const OfRank& own = of(rank);
     // Publications are issued in the optimizer's turn; what is not of a bucket is of the step.
     if (static_cast<comm::CollectiveKind>(o.kind) == comm::CollectiveKind::all_gather) return own.published.contains(o.number) ? Purpose::publish : Purpose::gather;
     return own.buckets.contains(o.name) ? Purpose::reduce : Purpose::scalars;
@@ -152,105 +180,139 @@ class Accountant {
     // Clocks of several machines differ by their error: no transfer ends before it begins.
     c.ready_ns = std::min(everywhere_.at(key(o)).ready_ns, o.done_ns);
     int64_t waited = 0;
-    for (const Wait& w : rank_[static_cast<size_t>(rank)].waits)
-      waited += std::max<int64_t>(0, std::min(w.end_ns, o.done_ns) - std::max(w.begin_ns, c.ready_ns));
+    const std::vector<Wait>& waits = of(rank).waits;
+    for (auto w = first_after(waits, c.ready_ns); w != waits.end() && w->begin_ns < o.done_ns; ++w)
+      waited += std::min(w->end_ns, o.done_ns) - std::max(w->begin_ns, c.ready_ns);
     c.hidden_ns = c.transfer_ns() - waited;
     return c;
   }
 
-  static void add_activities(const trace::Step& step, StepAccount& a) {
-    Activity now = Activity::other;
-    int64_t since = step.begin_ns;
-    const auto spend = [&](int64_t until) { a.activity_ns[static_cast<size_t>(now)] += until - since; };
-    for (const Event& e : step.events) {
-      if (e.kind == Event::Kind::activity) {
-        spend(e.begin_ns);
-        now = e.activity;
-        since = e.begin_ns;
-      } else if (e.kind == Event::Kind::wait) {
-        spend(e.begin_ns);
-        since = e.end_ns;
+  // Pieces follow one another without gaps: `from` is where the next begins.
+  class Pieces {
+   public:
+    Pieces(std::vector<Exposure>& list, int64_t from) : list_(list), at_(from) {}
+    int64_t at() const { return at_; }
+    void until(int64_t end, Cause cause, const std::string& who) {
+      if (end <= at_) return;
+      if (!list_.empty() && list_.back().cause == cause && list_.back().who == who) {
+        list_.back().ns += end - at_;
+      } else {
+        list_.push_back({cause, who, at_, end - at_});
       }
+      at_ = end;
     }
-    spend(step.end_ns);
-  }
 
-  static void add(CollectiveAccount& c, Cause cause, std::string who, int64_t ns) {
-    if (ns <= 0) return;
-    for (Exposure& e : c.exposed) {
-      if (e.cause != cause || e.who != who) continue;
-      e.ns += ns;
-      return;
-    }
-    c.exposed.push_back({cause, std::move(who), ns});
-  }
+   private:
+    std::vector<Exposure>& list_;
+    int64_t at_;
+  };
 
   // Time in which bytes moved (or could have): a slow link takes its share of the blame.
-  void add_transfer(CollectiveAccount& c, Cause cause, std::string who, int64_t ns) const {
-    const auto slow = static_cast<int64_t>(slow_.share * static_cast<double>(ns));
-    add(c, Cause::slow_link, slow_.link, slow);
-    add(c, cause, std::move(who), ns - slow);
+  void transfer_until(Pieces& pieces, int64_t end, Cause cause, const std::string& who) const {
+    const auto slow = static_cast<int64_t>(slow_.share * static_cast<double>(end - pieces.at()));
+    pieces.until(pieces.at() + slow, Cause::slow_link, slow_.link);
+    pieces.until(end, cause, who);
   }
 
-  // The bucket whose gradients came last before a reduction was issued: reductions keep their order, so that a late bucket holds up
-  // those after it.
+  // Reductions keep their order, so that a late bucket holds up those after it: they are issued in a batch when it is there. The bucket
+  // at the head of the batch in which `o` was issued.
   std::string late_bucket(int rank, const trace::Step& step, const Operation& o) const {
-    const Event* last = nullptr;
+    const OfRank& own = of(rank);
+    std::optional<int64_t> head;
+    for (const Event& e : step.events) {
+      if (e.kind == Event::Kind::bucket_ready) head.reset();
+      if (e.kind != Event::Kind::issue) continue;
+      if (const auto found = own.operations.find(e.value); !head && found != own.operations.end() && purpose_of(rank, *found->second) == Purpose::reduce) head = e.value;
+      if (e.value == o.number) break;
+    }
+    return run_.name(rank, head ? own.operations.at(*head)->name : o.name);
+  }
+
+  // Whether a reduction was issued later after its own gradients were complete than it takes.
+  bool held_up(int rank, const trace::Step& step, const Operation& o) const {
+    if (purpose_of(rank, o) != Purpose::reduce) return false;
     for (const Event& e : step.events)
-      if (e.kind == Event::Kind::bucket_ready && e.begin_ns <= o.queued_ns) last = &e;
-    return last != nullptr ? run_.name(rank, last->name) : run_.name(rank, o.name);
+      if (e.kind == Event::Kind::bucket_ready && e.name == o.name) return o.queued_ns - e.begin_ns > o.done_ns - o.started_ns;
+    return false;
   }
 
-  // Deals the nanoseconds of a wait for `k` to their causes.
-  void explain(int rank, const Operation& k, const Wait& wait, const trace::Step& step, CollectiveAccount& account) const {
-    const OfRank& own = rank_[static_cast<size_t>(rank)];
-    int64_t at = wait.begin_ns;
-    for (const Operation* j : own.in_order) {
-      if (j->done_ns <= at || at >= wait.end_ns) continue;
-      if (j->started_ns > k.started_ns) break;
-      if (j->started_ns > at) {
-        const int64_t until = std::min(j->started_ns, wait.end_ns);
-        add(account, Cause::progress_starved, fmt::format("rank {}", rank), until - at);
-        at = until;
-      }
-      const int64_t until = std::min(j->done_ns, wait.end_ns);
-      if (until <= at) continue;
-      const Everywhere& all = everywhere_.at(key(*j));
-      if (all.ready_ns > at) {
-        // Somebody has not begun: because it has not come to the place, or because its progress thread had not.
-        const int64_t began = std::min(all.ready_ns, until);
-        const int64_t issued = std::clamp(all.last_issued_ns, at, began);
-        add(account, Cause::straggler, fmt::format("rank {}", all.last), issued - at);
-        add(account, Cause::progress_starved, fmt::format("rank {}", all.last), began - issued);
-        at = began;
-      }
-      if (until > at) {
-        if (j == &k) {
-          explain_transfer(rank, k, wait, all, step, until - at, account);
-        } else {
-          const auto needed = own.needed_ns.find(j->number);
-          const bool later = needed == own.needed_ns.end() || needed->second > wait.begin_ns;
-          add_transfer(account, later ? Cause::queued_behind : Cause::link_bound, run_.name(rank, j->name), until - at);
-        }
-        at = until;
+  // The causes of a wait, in order of time and without gaps.
+  const std::vector<Exposure>& explained(int rank, Wait& wait) {
+    if (wait.explained == Wait::Explained::no) {
+      wait.explained = Wait::Explained::being;
+      explain(rank, wait);
+      wait.explained = Wait::Explained::yes;
+    }
+    return wait.pieces;
+  }
+
+  void explain(int rank, Wait& wait) {
+    const OfRank& own = of(rank);
+    const Operation& k = *wait.operation;
+    const std::string here = fmt::format("rank {}", rank);
+    // Issued in time, it would have been over by now, and what it stands behind too.
+    const bool held = held_up(rank, *wait.step, k);
+    Pieces pieces(wait.pieces, wait.begin_ns);
+    for (auto next = first_after(own.in_order, wait.begin_ns); next != own.in_order.end() && pieces.at() < wait.end_ns; ++next) {
+      const Operation& j = **next;
+      if (j.started_ns > k.started_ns) break;
+      pieces.until(std::min(j.started_ns, wait.end_ns), Cause::progress_starved, here);
+      const int64_t end = std::min(j.done_ns, wait.end_ns);
+      const Everywhere& all = everywhere_.at(key(j));
+      if (all.ready_ns > pieces.at()) explain_last(all, std::min(all.ready_ns, end), pieces);
+      if (held && end > pieces.at()) {
+        transfer_until(pieces, end, Cause::gradient_late, late_bucket(rank, *wait.step, k));
+      } else if (&j == &k) {
+        explain_transfer(rank, wait, all, end, pieces);
+      } else if (end > pieces.at()) {
+        const auto needed = own.needed_ns.find(j.number);
+        const bool later = needed == own.needed_ns.end() || needed->second > wait.begin_ns;
+        transfer_until(pieces, end, later ? Cause::queued_behind : Cause::link_bound, run_.name(rank, j.name));
       }
     }
-    if (wait.end_ns > at) add(account, Cause::progress_starved, fmt::format("rank {}", rank), wait.end_ns - at);
+    pieces.until(wait.end_ns, Cause::progress_starved, here);
   }
 
-  // `ns` of the wait were the transfer of `k` itself. Had the link been free when all had issued it, it would have ended at `alone`:
+  // Up to `end` one rank has not begun: it has not come to the place, it still transfers something else, or its progress thread has
+  // not woken.
+  void explain_last(const Everywhere& all, int64_t end, Pieces& pieces) {
+    OfRank& other = of(all.last);
+    const std::string who = fmt::format("rank {}", all.last);
+    const int64_t issued = std::min(all.last_issued_ns, end);
+    // Where that rank waits itself, the blame is passed on. Time runs forward, so that it ends somewhere; should clocks disagree, here.
+    for (auto w = first_after(other.waits, pieces.at()); w != other.waits.end() && w->begin_ns < issued; ++w) {
+      if (w->explained == Wait::Explained::being) break;
+      pieces.until(w->begin_ns, Cause::straggler, who);
+      for (const Exposure& e : explained(all.last, *w)) pieces.until(std::min(e.begin_ns + e.ns, issued), e.cause, e.who);
+    }
+    pieces.until(issued, Cause::straggler, who);
+    for (auto next = first_after(other.in_order, pieces.at()); next != other.in_order.end() && (*next)->started_ns < end; ++next) {
+      if (key(**next) == all.key) break;
+      pieces.until(std::min((*next)->started_ns, end), Cause::progress_starved, who);
+      if (pieces.at() < end) transfer_until(pieces, std::min((*next)->done_ns, end), Cause::link_bound, run_.name(all.last, (*next)->name));
+    }
+    pieces.until(end, Cause::progress_starved, who);
+  }
+
+  // Up to `end` the collective itself was transferred. Had the link been free when all had issued it, it would have ended at `alone`:
   // what of the wait lies before that no link could have hidden.
-  void explain_transfer(int rank, const Operation& k, const Wait& wait, const Everywhere& all, const trace::Step& step, int64_t ns,
-                        CollectiveAccount& account) const {
-    if (account.purpose == Purpose::scalars) return add(account, Cause::synchronization, account.bucket, ns);
-    const int64_t alone = all.issued_ns + account.transfer_ns();
-    const int64_t late = std::clamp<int64_t>(alone - wait.begin_ns, 0, ns);
-    if (account.purpose == Purpose::reduce) {
-      add_transfer(account, Cause::gradient_late, late_bucket(rank, step, k), late);
-    } else {
-      add_transfer(account, Cause::prefetch_late, account.bucket, late);
+  void explain_transfer(int rank, const Wait& wait, const Everywhere& all, int64_t end, Pieces& pieces) const {
+    const int64_t from = pieces.at();
+    if (end <= from) return;
+    const Operation& k = *wait.operation;
+    const std::string& bucket = run_.name(rank, k.name);
+    const Purpose purpose = purpose_of(rank, k);
+    if (purpose == Purpose::scalars) return pieces.until(end, Cause::synchronization, bucket);
+    const int64_t alone = all.issued_ns + k.done_ns - std::min(all.ready_ns, k.done_ns);
+    const int64_t late = from + std::clamp<int64_t>(alone - wait.begin_ns, 0, end - from);
+    if (late > from) {
+      if (purpose == Purpose::reduce) {
+        transfer_until(pieces, late, Cause::gradient_late, late_bucket(rank, *wait.step, k));
+      } else {
+        transfer_until(pieces, late, Cause::prefetch_late, bucket);
+      }
     }
-    add_transfer(account, Cause::link_bound, account.bucket, ns - late);
+    if (end > pieces.at()) transfer_until(pieces, end, Cause::link_bound, bucket);
   }
 
   struct KeyHash {

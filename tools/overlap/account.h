@@ -39,6 +39,7 @@ const char* name(Purpose purpose);
 struct Exposure {
   Cause cause = Cause::link_bound;
   std::string who;  // the bucket, link or rank that is to blame
+  int64_t begin_ns = 0;
   int64_t ns = 0;
 };
 
@@ -50,7 +51,7 @@ struct CollectiveAccount {
   bool issued_here = true;     // in this step; false: in the one before
   int64_t ready_ns = 0;        // the last rank took it up
   int64_t hidden_ns = 0;
-  std::vector<Exposure> exposed;
+  std::vector<Exposure> exposed;  // in order of time
 
   int64_t transfer_ns() const { return operation.done_ns - ready_ns; }
   int64_t exposed_ns() const;
