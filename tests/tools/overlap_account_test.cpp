@@ -86,19 +86,40 @@ TEST(OverlapCauses, AGradientThatIsReadyLate) {
   EXPECT_EQ(blame(trace, 0), (Blame{{{Cause::gradient_late, "b"}, 28}, {{Cause::link_bound, "b"}, 1}, {{Cause::progress_starved, "rank 0"}, 1}}));
 }
 
-// Reductions keep their order: a bucket that was ready long before is issued when the late one before it is.
+// Reductions keep their order: a bucket that was ready before is issued when the late one before it is.
 TEST(OverlapCauses, ALateBucketIsNamedForThoseBehindIt) {
+  const auto blame_when_ready_at = [](int64_t ready) {
+    SyntheticTrace trace(2);
+    for (const int r : {0, 1}) {
+      trace.activity(r, 0, Activity::backward);
+      trace.bucket_ready(r, ready, "early");
+      trace.bucket_ready(r, 40, "late");
+      const int64_t late = trace.collective(r, CollectiveKind::reduce_scatter, "late", 40, 40, 45);
+      const int64_t early = trace.collective(r, CollectiveKind::reduce_scatter, "early", 40, 45, 65);
+      trace.wait(r, 44, 45, late);
+      trace.wait(r, 45, 65, early);
+    }
+    return blame(trace, 1);
+  };
+  // Issued when it was ready, it would have been over before anybody waited.
+  EXPECT_EQ(blame_when_ready_at(10), (Blame{{{Cause::gradient_late, "late"}, 1 + 20}}));
+  // Ready at 35, it would not; of its 20 us, those until 60 are beyond any link's help.
+  EXPECT_EQ(blame_when_ready_at(35), (Blame{{{Cause::gradient_late, "late"}, 1 + 15}, {{Cause::link_bound, "early"}, 5}}));
+}
+
+// Gradients of the micro-batch before are no reason to reduce.
+TEST(OverlapCauses, AnEarlierMicroBatchHoldsNothingUp) {
   SyntheticTrace trace(2);
   for (const int r : {0, 1}) {
     trace.activity(r, 0, Activity::backward);
-    trace.bucket_ready(r, 10, "early");
-    trace.bucket_ready(r, 40, "late");
-    const int64_t late = trace.collective(r, CollectiveKind::reduce_scatter, "late", 40, 40, 45);
-    const int64_t early = trace.collective(r, CollectiveKind::reduce_scatter, "early", 40, 45, 65);
-    trace.wait(r, 44, 45, late);
-    trace.wait(r, 45, 65, early);
+    trace.bucket_ready(r, 5, "a");
+    trace.bucket_ready(r, 6, "b");
+    const int64_t a = trace.reduction(r, "a", 40, 40, 50);
+    const int64_t b = trace.reduction(r, "b", 41, 50, 70);
+    trace.wait(r, 50, 50, a);
+    trace.wait(r, 62, 70, b);
   }
-  EXPECT_EQ(blame(trace, 1), (Blame{{{Cause::gradient_late, "late"}, 1 + 15}, {{Cause::link_bound, "early"}, 5}}));
+  EXPECT_EQ(blame(trace, 0), (Blame{{{Cause::link_bound, "b"}, 8}}));
 }
 
 TEST(OverlapCauses, AGatherThatIsIssuedLate) {
