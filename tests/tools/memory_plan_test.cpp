@@ -68,7 +68,8 @@ TEST_F(MemoryPlan, PredictsARunToTheByte) {
 TEST_F(MemoryPlan, PredictsEveryModeToTheByte) {
   const std::vector<std::vector<std::string>> modes = {
       {"sharding.group_size=2"},    {"training.precision=BF16"},  {"training.precision=F16"}, {"sharding.reduction=EXACT"},
-      {"sharding.reduction=ORDERED"}, {"training.recompute=FULL"}, {"training.precision=BF16", "sharding.group_size=2"}};
+      {"sharding.reduction=ORDERED"}, {"training.recompute=FULL"}, {"training.precision=BF16", "sharding.group_size=2"},
+      {"training.precision=F16", "sharding.reduction=EXACT", "sharding.group_size=2"}};
   for (const auto& mode : modes) {
     for (const int64_t stage : {0, 2, 3}) {
       SCOPED_TRACE(fmt::format("{} stage {}", fmt::join(mode, " "), stage));
