@@ -6,6 +6,7 @@
 #include <string>
 #include <thread>
 
+#include "comm/emulated_transport.h"
 #include "comm/mpi_transport.h"
 #include "comm/progress.h"
 #include "comm/thread_transport.h"
@@ -27,6 +28,19 @@ struct Ending {
   int code = 0;
 };
 
+// A segment that moves makes no progress until all of it is there.
+void check_links(const NetworkSpec& network, const ProgressOptions& progress) {
+  const auto check = [&](const LinkSpec& link) {
+    const double longest = link.longest_s(static_cast<double>(progress.segment_bytes));
+    RZ_CONFIG_CHECK(longest < progress.deadline_s,
+                    "link {}: a segment of {} bytes takes {:.3g} s, beyond the communication deadline of {} s", link.str(),
+                    progress.segment_bytes, longest, progress.deadline_s);
+  };
+  check(network.inside);
+  if (network.nodes > 1) check(network.between);
+  for (const NetworkSpec::Exception& e : network.exceptions) check(e.link);
+}
+
 ProgressOptions progress_options(const LaunchOptions& options) {
   ProgressOptions out;
   out.deadline_s = options.deadline_s;
@@ -39,7 +53,13 @@ ProgressOptions progress_options(const LaunchOptions& options) {
   RZ_CONFIG_CHECK(out.deadline_s > 0 && out.deadline_s < 1e7, "the communication deadline must be positive seconds, not {}",
                   out.deadline_s);
   if (options.segment_bytes != 0) out.segment_bytes = options.segment_bytes;
+  if (options.network.has_value()) check_links(*options.network, out);
   return out;
+}
+
+std::unique_ptr<Transport> over_links(std::unique_ptr<Transport> transport, const LaunchOptions& options, double deadline_s) {
+  if (!options.network.has_value()) return transport;
+  return make_emulated_transport(std::move(transport), *options.network, deadline_s);
 }
 
 std::string with_who(const std::string& who, const std::string& text) { return text.starts_with("rank ") ? text : who + ": " + text; }
@@ -91,6 +111,7 @@ void print(const Ending& ending) {
 std::vector<Ending> run_threads(int ranks, const LaunchOptions& options, const std::function<void(Communicator&)>& body,
                                 std::shared_ptr<ThreadHub> hub) {
   const ProgressOptions progress_opts = progress_options(options);
+  if (options.network.has_value()) options.network->check_ranks(ranks);
   std::vector<Ending> endings(static_cast<size_t>(ranks));
   std::vector<std::thread> threads;
   for (int r = 0; r < ranks; ++r) {
@@ -98,7 +119,8 @@ std::vector<Ending> run_threads(int ranks, const LaunchOptions& options, const s
       const RankContextScope scope(RankContext::make(r));
       Ending& ending = endings[static_cast<size_t>(r)];
       try {
-        auto progress = std::make_shared<Progress>([&] { return std::make_unique<ThreadTransport>(hub, r); }, progress_opts);
+        const auto open = [&] { return over_links(std::make_unique<ThreadTransport>(hub, r), options, progress_opts.deadline_s); };
+        auto progress = std::make_shared<Progress>(open, progress_opts);
         ending = run_rank(progress, body);
       } catch (const std::exception& e) {  // could not even begin: the others miss it at their deadline
         ending = {std::current_exception(), fmt::format("rank {}/{}: {}", r, ranks, e.what()), 1};
@@ -122,7 +144,8 @@ int run_mpi(const LaunchOptions& options, const std::function<void(Communicator&
     sigaction(SIGTERM, &action, nullptr);
   }
   const size_t limit = options.message_limit_bytes == 0 ? kDefaultMessageLimit : options.message_limit_bytes;
-  auto progress = std::make_shared<Progress>([limit] { return make_mpi_transport(limit); }, progress_opts);
+  const auto open = [&] { return over_links(make_mpi_transport(limit), options, progress_opts.deadline_s); };
+  auto progress = std::make_shared<Progress>(open, progress_opts);
   const Ending ending = run_rank(progress, [&](Communicator& comm) {
     RZ_CONFIG_CHECK(options.ranks == 0 || options.ranks == comm.size(), "{} ranks asked for, but mpirun started {}", options.ranks,
                     comm.size());

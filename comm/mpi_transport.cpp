@@ -17,9 +17,8 @@ namespace rz::comm {
 
 namespace {
 
-constexpr int kHeaderTag = 1;
-constexpr int kPayloadTag = 2;
-constexpr int kControlTag = 3;
+constexpr int kControlTag = 1;
+constexpr int kFirstTag = 2;  // of Channel's queues
 // How long giving up a request may take; a peer that is gone never completes it.
 constexpr int64_t kGiveUpNs = 50'000'000;
 constexpr int64_t kLingerNs = 150'000'000;
@@ -149,7 +148,7 @@ class MpiTransport final : public Transport {
 
   Request* do_post_send(int peer, Channel channel, const void* data, size_t bytes) override {
     MpiRequest* r = new_request(true, peer, bytes);
-    const int tag = channel.header ? kHeaderTag : kPayloadTag;
+    const int tag = kFirstTag + static_cast<int>(channel.queue());
     for_pieces(*r, [&](size_t offset, int length, MPI_Request* request) {
       return MPI_Isend(static_cast<const std::byte*>(data) + offset, length, MPI_BYTE, peer, tag, data_, request);
     });
@@ -158,7 +157,7 @@ class MpiTransport final : public Transport {
 
   Request* do_post_receive(int peer, Channel channel, void* landing, size_t bytes) override {
     MpiRequest* r = new_request(false, peer, bytes);
-    const int tag = channel.header ? kHeaderTag : kPayloadTag;
+    const int tag = kFirstTag + static_cast<int>(channel.queue());
     for_pieces(*r, [&](size_t offset, int length, MPI_Request* request) {
       return MPI_Irecv(static_cast<std::byte*>(landing) + offset, length, MPI_BYTE, peer, tag, data_, request);
     });

@@ -37,14 +37,13 @@ struct ThreadHub::Inbox {
 };
 
 namespace {
-// Headers and payload of a peer wait in separate queues.
-size_t queue_of(int peer, Channel channel) { return static_cast<size_t>(peer) * 2 + (channel.header ? 1 : 0); }
+size_t queue_of(int peer, Channel channel) { return static_cast<size_t>(peer) * Channel::kQueues + channel.queue(); }
 }  // namespace
 
 ThreadHub::ThreadHub(int size) {
   for (int i = 0; i < size; ++i) {
     inboxes_.push_back(std::make_unique<Inbox>());
-    inboxes_.back()->arrived.resize(static_cast<size_t>(size) * 2);
+    inboxes_.back()->arrived.resize(static_cast<size_t>(size) * Channel::kQueues);
   }
 }
 ThreadHub::~ThreadHub() = default;
@@ -55,7 +54,7 @@ void ThreadHub::freeze(int rank, bool frozen) {
 }
 
 ThreadTransport::ThreadTransport(std::shared_ptr<ThreadHub> hub, int rank)
-    : hub_(std::move(hub)), rank_(rank), expected_(static_cast<size_t>(hub_->size()) * 2) {}
+    : hub_(std::move(hub)), rank_(rank), expected_(static_cast<size_t>(hub_->size()) * Channel::kQueues) {}
 ThreadTransport::~ThreadTransport() = default;
 
 ThreadHub::Parcel* ThreadTransport::new_parcel() {

@@ -24,9 +24,15 @@ namespace rz::comm {
 struct Channel {
   bool header = false;
   CollectiveKind kind = CollectiveKind::barrier;  // counted under; all payload shares one queue
+  bool is_stamp = false;                          // what a decorator sends beside a message, in a queue of its own
 
-  static constexpr Channel fingerprint() { return {true, CollectiveKind::barrier}; }
-  static constexpr Channel payload(CollectiveKind kind) { return {false, kind}; }
+  static constexpr Channel fingerprint() { return {true, CollectiveKind::barrier, false}; }
+  static constexpr Channel payload(CollectiveKind kind) { return {false, kind, false}; }
+  constexpr Channel stamp() const { return {header, kind, true}; }
+
+  // Messages of two ranks that share a number wait in one queue.
+  static constexpr size_t kQueues = 4;
+  constexpr size_t queue() const { return (header ? 1u : 0u) + (is_stamp ? 2u : 0u); }
 };
 
 class Transport {
@@ -73,6 +79,8 @@ class Transport {
   // Sleeps until something may have changed: `limit` at most where changes announce themselves, `poll` where they must be
   // looked for. A wake() before or during the call ends it.
   virtual void pause(std::chrono::microseconds poll, std::chrono::microseconds limit) = 0;
+  // The request tested last will not be done within microseconds: pause instead of polling.
+  virtual bool is_far_off() const { return false; }
   // Any thread: ends the current or the next pause().
   virtual void wake() = 0;
 

@@ -24,8 +24,9 @@ void Wire::wait(Posted& posted) {
       return;
     }
     patience_.tick();
-    if (polls < kSpins) continue;
-    if (polls < kSpins + kYields) {
+    const bool poll_on = polls < kSpins + kYields && !transport_.is_far_off();
+    if (poll_on && polls < kSpins) continue;
+    if (poll_on) {
       sched_yield();
     } else {
       transport_.pause(nap, kAnnounced);

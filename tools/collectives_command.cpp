@@ -43,6 +43,9 @@ struct Flags {
   int iterations = 20;
   int warmup = 5;
   std::string segment = "0";
+  std::string link;
+  std::string inter_node_link;
+  int64_t nodes = 1;
   bool check = true;
   bool json = false;
 };
@@ -285,6 +288,9 @@ int run_collectives(const Flags& flags) {
   options.transport = comm::parse_transport(flags.transport);
   options.segment_bytes = parse_size(flags.segment, "--segment");
   options.ranks = flags.ranks;
+  if (!flags.link.empty() || !flags.inter_node_link.empty() || flags.nodes != 1) {
+    options.network = comm::parse_network(flags.link, flags.inter_node_link, flags.nodes);
+  }
   const bool mpi =
       options.transport == comm::TransportKind::mpi || (options.transport == comm::TransportKind::automatic && comm::under_mpirun());
   bool right = true;  // written by rank 0 where ranks are threads
@@ -313,6 +319,9 @@ void add_collectives_command(CLI::App& app) {
   command->add_option("--iters", flags->iterations, "timed repetitions per size")->capture_default_str();
   command->add_option("--warmup", flags->warmup, "repetitions before them")->capture_default_str();
   command->add_option("--segment", flags->segment, "pipelining unit in bytes; 0 = default; never changes results")->capture_default_str();
+  command->add_option("--link", flags->link, "emulate links: 1Gbit,50us[,jitter 5us]");
+  command->add_option("--inter-node-link", flags->inter_node_link, "emulated links between nodes, if others");
+  command->add_option("--nodes", flags->nodes, "emulated nodes, equal blocks of ranks")->capture_default_str();
   command->add_flag("--check,!--no-check", flags->check, "verify results (default)");
   command->add_flag("--json", flags->json, "print a JSON object");
   command->callback([flags] {

@@ -38,6 +38,9 @@ void add_job_flags(CLI::App& command, JobFlags& flags, bool job_required, bool r
   add_shorthand(command, flags, "--recompute", "training.recompute", "what backward computes again: NONE, SELECTIVE, FULL or SQRT");
   add_shorthand(command, flags, "--memory-limit", "training.memory_limit_mb", "most that a rank may hold, MB, 0 = no limit");
   if (ranks_flag) add_shorthand(command, flags, "--ranks", "communication.ranks", "ranks as threads of this process, without mpirun");
+  if (ranks_flag) add_shorthand(command, flags, "--link", "communication.link", "emulate links: 1Gbit,50us[,jitter 5us]");
+  if (ranks_flag) add_shorthand(command, flags, "--inter-node-link", "communication.inter_node_link", "emulated links between nodes");
+  if (ranks_flag) add_shorthand(command, flags, "--nodes", "communication.nodes", "emulated nodes, equal blocks of ranks");
   if (ranks_flag) add_shorthand(command, flags, "--transport", "communication.transport", "AUTO, THREADS or MPI");
 }
 

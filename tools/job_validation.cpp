@@ -7,6 +7,7 @@
 #include <limits>
 #include <vector>
 
+#include "comm/link_model.h"
 #include "runtime/core/error.h"
 #include "tools/job_schema.h"
 
@@ -217,6 +218,14 @@ class Validator {
   void communication() const {
     within("communication.ranks", job_.communication().ranks(), 1, 1024);
     within("communication.deadline_s", job_.communication().deadline_s(), {.high = 1e6, .without_low = true});
+    const auto& c = job_.communication();
+    try {
+      comm::parse_network(c.link(), c.inter_node_link(), c.nodes());
+    } catch (const ConfigError& e) {
+      const std::string what = e.what();  // begins with the field
+      const size_t field = what.find(' ');
+      require(false, fmt::format("communication.{}", what.substr(0, field)), "{}", what.substr(field + 1));
+    }
   }
 
   void sample() const {

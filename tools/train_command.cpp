@@ -26,6 +26,10 @@ comm::LaunchOptions launch_options(const ringzero::Job& job) {
   const bool threads = options.transport == comm::TransportKind::threads || !comm::under_mpirun();
   if (threads) options.ranks = static_cast<int>(c.ranks());
   options.deadline_s = c.deadline_s();
+  if (!c.link().empty() || !c.inter_node_link().empty()) {
+    options.network = comm::parse_network(c.link(), c.inter_node_link(), c.nodes());
+    options.network->seed = job.seed();
+  }
   return options;
 }
 

@@ -12,18 +12,12 @@
 #include <memory>
 #include <vector>
 
+#include "models/sample_key.h"
 #include "models/transformer/config.h"
 #include "runtime/nn/attention.h"
 #include "runtime/ops/loss.h"
 
 namespace rz::models {
-
-// What dropout is keyed by (decision D9).
-struct SampleKey {
-  uint64_t seed = 0;
-  uint64_t step = 0;
-  uint64_t first_sample = 0;  // global index of the sample in row 0
-};
 
 class TransformerBlock;
 

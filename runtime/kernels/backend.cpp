@@ -13,7 +13,10 @@ const Backend& backend(Device device) {
                                    &cpu::attention_kernels(),
                                    &cpu::random_kernels(),
                                    &cpu::optimizer_kernels(),
-                                   &cpu::fixed_point_kernels()};
+                                   &cpu::fixed_point_kernels(),
+                                   &cpu::conv_kernels(),
+                                   &cpu::group_norm_kernels(),
+                                   &cpu::image_kernels()};
   RZ_CHECK(device.type == DeviceType::cpu, "this program was built without a CUDA backend");
   return cpu_backend;
 }

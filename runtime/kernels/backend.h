@@ -9,9 +9,12 @@
 
 #include "runtime/core/tensor.h"
 #include "runtime/kernels/attention.h"
+#include "runtime/kernels/conv.h"
 #include "runtime/kernels/elementwise.h"
 #include "runtime/kernels/embedding.h"
 #include "runtime/kernels/fixed_point.h"
+#include "runtime/kernels/group_norm.h"
+#include "runtime/kernels/image.h"
 #include "runtime/kernels/loss.h"
 #include "runtime/kernels/matmul.h"
 #include "runtime/kernels/norm.h"
@@ -33,6 +36,9 @@ struct Backend {
   RandomKernels* random = nullptr;
   OptimizerKernels* optimizer = nullptr;
   FixedPointKernels* fixed_point = nullptr;
+  ConvKernels* conv = nullptr;
+  GroupNormKernels* group_norm = nullptr;
+  ImageKernels* image = nullptr;
 };
 
 // The backend of a device; rz::Error when this program has none for it.
@@ -50,6 +56,9 @@ AttentionKernels& attention_kernels();
 RandomKernels& random_kernels();
 OptimizerKernels& optimizer_kernels();
 FixedPointKernels& fixed_point_kernels();
+ConvKernels& conv_kernels();
+GroupNormKernels& group_norm_kernels();
+ImageKernels& image_kernels();
 }  // namespace cpu
 
 }  // namespace rz

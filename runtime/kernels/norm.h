@@ -18,12 +18,13 @@ class NormKernels {
  public:
   virtual ~NormKernels() = default;
 
-  // weight, bias: [D] or undefined, of x's type or f32. mean, rstd: [N] of x's compute type; for an RMS norm `mean` is undefined
+  // weight, bias: [D], of x's type or f32, or undefined; or [S, D] with S a divisor of N: the first N / S rows take the first row of
+  // them, and so on. mean, rstd: [N] of x's compute type; for an RMS norm `mean` is undefined
   // (nothing is subtracted) and rstd is the inverse root mean square.
   virtual void forward(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps, Tensor& y, Tensor& mean, Tensor& rstd) = 0;
 
   // dx may be undefined when nobody wants it; weight_blocks and bias_blocks too, else they are [norm_blocks(N), D] of x's compute
-  // type and are overwritten.
+  // type and are overwritten; with a weight of [S, D] they are [S, D] and thereby the gradients themselves.
   virtual void backward(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& mean, const Tensor& rstd, Tensor& dx,
                         bool accumulate, Tensor& weight_blocks, Tensor& bias_blocks) = 0;
 

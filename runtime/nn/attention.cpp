@@ -14,13 +14,15 @@ AttentionConfig checked(AttentionConfig c) {
   RZ_CONFIG_CHECK(c.kv_heads >= 1 && c.heads % c.kv_heads == 0, "{} query heads are not divisible by {} key/value heads", c.heads, c.kv_heads);
   return c;
 }
+
+Init init_of(double std) { return std == 0 ? Init::zeros() : Init::normal(std); }
 }  // namespace
 
 SelfAttention::SelfAttention(const AttentionConfig& config)
     : config_(checked(config)),
       head_dim_(config_.width / config_.heads),
-      qkv_(config_.width, (config_.heads + 2 * config_.kv_heads) * head_dim_, config_.bias, Init::normal(config_.init_std)),
-      out_(config_.heads * head_dim_, config_.width, config_.bias, Init::normal(config_.output_init_std)) {
+      qkv_(config_.width, (config_.heads + 2 * config_.kv_heads) * head_dim_, config_.bias, init_of(config_.init_std)),
+      out_(config_.heads * head_dim_, config_.width, config_.bias, init_of(config_.output_init_std)) {
   register_module("qkv", qkv_);
   register_module("out", out_);
 }

@@ -16,7 +16,7 @@ struct AttentionConfig {
   bool causal = true;
   bool bias = true;
   double init_std = 0.02;
-  double output_init_std = 0.02;
+  double output_init_std = 0.02;  // 0: zeros
   bool recompute = false;  // keep neither queries, keys and values nor the attention's own numbers for backward
 };
 

@@ -57,6 +57,48 @@ Tensor layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, dou
   return norm("layer_norm", x, weight, bias, eps, true);
 }
 
+Tensor layer_norm_modulate(const Tensor& x, const Tensor& scale, const Tensor& shift, double eps) {
+  RZ_CHECK(is_floating(x.dtype()) && x.rank() >= 2, "layer_norm_modulate needs floating-point samples [N, .., D], not {}", x.str());
+  for (const Tensor* p : {&scale, &shift})
+    RZ_CHECK(p->shape() == (Shape{x.size(0), x.size(-1)}) && p->dtype() == x.dtype(), "layer_norm_modulate: a parameter {} does not fit {}",
+             p->str(), x.str());
+  const auto& kernels = backend(x.device());
+  const bool keeps = autograd::needs_grad({x, scale, shift});
+  const Tensor rows = to_rows(x, keeps ? ambient_category() : Category::workspace);
+  const DType compute = x.dtype() == DType::f64 ? DType::f64 : DType::f32;
+  // 1 + scale in the compute type: in 16 bits a small scale would be lost.
+  Tensor wide = scale;
+  if (scale.dtype() != compute) {
+    wide = Tensor::empty(scale.shape(), compute, Category::workspace, "norm gain");
+    kernels.elementwise->copy(scale, wide);
+  }
+  Tensor gain = Tensor::empty(scale.shape(), compute, "norm gain");
+  kernels.elementwise->unary(UnaryOp::shift, wide, gain, {.p0 = 1});
+  Tensor y = Tensor::empty(x.shape(), x.dtype(), "layer_norm_modulate");
+  Tensor y_rows = view_rows(y);
+  Tensor mean = Tensor::empty({rows.size(0)}, compute, "norm statistics");
+  Tensor rstd = Tensor::empty({rows.size(0)}, compute, "norm statistics");
+  kernels.norm->forward(rows, gain, to_dense(shift), eps, y_rows, mean, rstd);
+  if (!keeps) return y;
+  return autograd::record(
+      "layer_norm_modulate", y, {x, scale, shift},
+      [&kernels, saved_x = autograd::Saved(rows), gain, mean, rstd](const Tensor& grad, autograd::InputGradients& in) {
+        const Tensor g = to_rows(grad);
+        Tensor dscale = in.wants(1) ? Tensor::empty(gain.shape(), rstd.dtype(), Category::workspace, "norm gradient") : Tensor();
+        Tensor dshift = in.wants(2) ? Tensor::empty(gain.shape(), rstd.dtype(), Category::workspace, "norm gradient") : Tensor();
+        Tensor none;
+        if (in.wants(0))
+          in.into(0, [&](Tensor& out, bool accumulate) {
+            Tensor dx = view_rows(out);
+            kernels.norm->backward(g, saved_x.get(), gain, mean, rstd, dx, accumulate, dscale, dshift);
+          });
+        else
+          kernels.norm->backward(g, saved_x.get(), gain, mean, rstd, none, false, dscale, dshift);
+        in.into(1, [&](Tensor& out, bool accumulate) { kernels.elementwise->add_into(dscale, out, accumulate); });
+        in.into(2, [&](Tensor& out, bool accumulate) { kernels.elementwise->add_into(dshift, out, accumulate); });
+      });
+}
+
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) { return norm("rms_norm", x, weight, Tensor(), eps, false); }
 
 }  // namespace rz::ops

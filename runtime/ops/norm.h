@@ -13,6 +13,10 @@ namespace rz::ops {
 // weight, bias: [D], of x's type, or f32 where x has a 16-bit type; both may be undefined (no scale, no shift).
 Tensor layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps = 1e-5);
 
+// Layer norm of each sample with a scale and shift of its own, (x - mean) / sqrt(var + eps) (1 + scale) + shift: the conditioned norm
+// of DiT (Peebles and Xie 2022, arXiv 2212.09748, section 3.2). x [N, .., D]; scale, shift [N, D] of x's type.
+Tensor layer_norm_modulate(const Tensor& x, const Tensor& scale, const Tensor& shift, double eps = 1e-6);
+
 // weight: [D], as above; may be undefined.
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps = 1e-5);
 

@@ -37,6 +37,9 @@ done
 right "mean, ordered, 3 ranks over MPI" 4 mpi 3 "$program" collectives --dtype bf16 --reduce mean --order ordered -b 4 -e 1M -f 64 --iters 2
 right "all, 2 ranks over MPI" 16 mpi 2 "$program" collectives --op all -b 4 -e 1M -f 64 --iters 2
 right "one rank" 4 "$program" collectives -b 4 -e 1M -f 64 --iters 2
+right "all, 4 threads on 2 nodes" 16 "$program" collectives --ranks 4 --link 10Gbit,1us --inter-node-link 1Gbit,20us,jitter\ 5us --nodes 2 \
+  --op all -b 4 -e 1M -f 64 --iters 2
+right "3 ranks over MPI and links" 4 mpi 3 "$program" collectives --link "1Gbit,20us;1>2=100Mbit" -b 4 -e 1M -f 64 --iters 2
 "$program" collectives --ranks 2 -e 64 -f 8 --json >"$out" || fail "--json"
 [ "$(grep -c '"error": 0.0,' "$out")" -eq 2 ] && grep -q '"ranks": 2' "$out" && grep -q '"size_bytes": 64' "$out" || fail "--json"
 echo "done   --json"
@@ -47,6 +50,8 @@ wrong "dtype" "unknown dtype 'f8'" mpi 3 "$program" collectives --dtype f8
 wrong "mean of integers" "mean needs a floating-point" "$program" collectives --dtype i32 --reduce mean
 wrong "ranks" "4 ranks asked for, but mpirun started 2" mpi 2 "$program" collectives --ranks 4
 wrong "threads under mpirun" "transport threads under mpirun" mpi 2 "$program" collectives --transport threads
+wrong "link" "'1Gbps' is no rate" mpi 2 "$program" collectives --link 1Gbps
+wrong "nodes" "nodes is 2, which does not divide 3 ranks" mpi 3 "$program" collectives --link 1Gbit --nodes 2
 wrong "flag" "gossip" mpi 2 "$program" collectives --gossip
 
 echo "$failures failures"

@@ -111,6 +111,12 @@ for n in 2 3 4; do
 done
 strike 3 steady 0 KILL 5000 "no answer from rank 0"
 strike 3 idle 1 KILL 5000 "SIGTERM while no collective was running: no answer from rank 1"
+# The same over slow links, while segments are on their way.
+export RZ_TEST_LINK=100Mbit,1ms
+strike 3 steady 2 KILL 5000 "op#[0-9]+ gradient\(all_reduce, f32, 200000\): .*no answer from rank 2"
+mapfile -t patterns < <(every 3 "no answer from rank 2" | grep -v "rank 2/3")
+strike 3 steady 2 STOP 6000 "${patterns[@]}"
+unset RZ_TEST_LINK
 # Nobody is struck here (CONT does nothing): the odd rank computes for ever, and answers.
 mapfile -t patterns < <(every 3 "rank 2 answers but has not called op#2 \(called 1, idle\)" | grep -v "rank 2/")
 strike 3 hung 0 CONT 7000 "${patterns[@]}"

@@ -2,6 +2,7 @@
 //   test_comm_mpi conformance RANKS [SEGMENT_BYTES [MESSAGE_LIMIT_BYTES]]   the suite of conformance.h; any failure on any
 //                                                                          rank fails every rank; RANKS must be right
 //   test_comm_mpi FAULT RANKS     misbehaves as the name says; the caller (mpi_faults.sh) checks what is printed
+// $RZ_TEST_LINK, if set, are emulated links (comm/link_model.h).
 // Faults: count, kind, missing, extra, exception, config, config_one, silent_exit, and steady, hung, idle, which write
 // their process ids to $RZ_PID_DIR/RANK and wait to be killed or stopped.
 #include <unistd.h>
@@ -101,6 +102,7 @@ int main(int argc, char** argv) {
   options.ranks = ranks;
   options.segment_bytes = argc > 3 ? std::strtoull(argv[3], nullptr, 10) : 0;
   options.message_limit_bytes = argc > 4 ? std::strtoull(argv[4], nullptr, 10) : 0;
+  if (const char* link = std::getenv("RZ_TEST_LINK"); link != nullptr) options.network = parse_network(link);
   return run_ranks(options, [&](Communicator& comm) {
     if (what == "conformance")
       conformance(comm, ranks, options.segment_bytes == 0 ? 256 * 1024 : options.segment_bytes);

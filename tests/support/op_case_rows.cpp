@@ -4,8 +4,12 @@
 #include <map>
 #include <numeric>
 
+#include "runtime/ops/conv.h"
 #include "runtime/ops/elementwise.h"
+#include "runtime/ops/group_norm.h"
+#include "runtime/ops/image.h"
 #include "runtime/ops/matmul.h"
+#include "runtime/ops/norm.h"
 #include "runtime/ops/reduction.h"
 #include "runtime/ops/shape.h"
 #include "tests/support/gradcheck.h"
@@ -68,12 +72,77 @@ Values along_middle(const Tensor& x, const std::function<Values(const Values&)>&
   return out;
 }
 
+// Convolution by its definition: x [N, H, W, I], w [O, KH, KW, I]; depthwise w [KH, KW, C] as [C, KH, KW, 1] on single channels.
+Values convolution(const Tensor& x, const Tensor& w, const Tensor& bias, int64_t stride, int64_t padding) {
+  const bool depthwise = w.rank() == 3;
+  const Values v = values_of(x), k = values_of(w), b = bias.defined() ? values_of(bias) : Values();
+  const int64_t out = depthwise ? w.size(2) : w.size(0), kh = w.size(-3), kw = w.size(-2);
+  const int64_t rows = (x.size(1) + 2 * padding - kh) / stride + 1, columns = (x.size(2) + 2 * padding - kw) / stride + 1;
+  Values y;
+  for (int64_t n = 0; n < x.size(0); ++n)
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < columns; ++j)
+        for (int64_t o = 0; o < out; ++o) {
+          double sum = b.empty() ? 0 : b[static_cast<size_t>(o)];
+          for (int64_t r = 0; r < kh; ++r)
+            for (int64_t q = 0; q < kw; ++q)
+              for (int64_t c = depthwise ? o : 0; c < (depthwise ? o + 1 : x.size(3)); ++c) {
+                const int64_t row = i * stride + r - padding, column = j * stride + q - padding;
+                if (row < 0 || row >= x.size(1) || column < 0 || column >= x.size(2)) continue;
+                sum += v[at(x.shape(), {n, row, column, c})] * (depthwise ? k[at(w.shape(), {r, q, c})] : k[at(w.shape(), {o, r, q, c})]);
+              }
+          y.push_back(sum);
+        }
+  return y;
+}
+
+// Every window of x [N, H, W, C]: f of its values.
+Values windows(const Tensor& x, int64_t size, int64_t stride, const std::function<double(const Values&)>& f) {
+  const Values v = values_of(x);
+  Values y;
+  for (int64_t n = 0; n < x.size(0); ++n)
+    for (int64_t i = 0; i + size <= x.size(1); i += stride)
+      for (int64_t j = 0; j + size <= x.size(2); j += stride)
+        for (int64_t c = 0; c < x.size(3); ++c) {
+          Values window;
+          for (int64_t r = 0; r < size; ++r)
+            for (int64_t q = 0; q < size; ++q) window.push_back(v[at(x.shape(), {n, i + r, j + q, c})]);
+          y.push_back(f(window));
+        }
+  return y;
+}
+
 double sum_of(const Values& v) { return std::accumulate(v.begin(), v.end(), 0.0); }
 double mean_of(const Values& v) { return sum_of(v) / static_cast<double>(v.size()); }
 double variance_of(const Values& v, double correction) {
   double s = 0;
   for (const double x : v) s += (x - mean_of(v)) * (x - mean_of(v));
   return s / (static_cast<double>(v.size()) - correction);
+}
+
+// Group norm by its definition; an undefined parameter is 1 or 0.
+Values group_normalized(const Tensor& x, int64_t groups, double epsilon, bool silu, const Tensor& weight, const Tensor& bias,
+                        const Tensor& scale, const Tensor& shift) {
+  const Values v = values_of(x);
+  const auto samples = static_cast<size_t>(x.size(0)), channels = static_cast<size_t>(x.size(-1)), pixels = v.size() / samples / channels;
+  const size_t width = channels / static_cast<size_t>(groups);
+  const auto parameter = [](const Tensor& t, size_t i, double missing) { return t.defined() ? values_of(t)[i] : missing; };
+  Values y(v.size());
+  for (size_t n = 0; n < samples; ++n)
+    for (size_t g = 0; g < channels; g += width) {
+      Values group;
+      for (size_t p = 0; p < pixels; ++p)
+        for (size_t c = g; c < g + width; ++c) group.push_back(v[(n * pixels + p) * channels + c]);
+      for (size_t p = 0; p < pixels; ++p)
+        for (size_t c = g; c < g + width; ++c) {
+          const size_t i = (n * pixels + p) * channels + c;
+          const double normal = (v[i] - mean_of(group)) / std::sqrt(variance_of(group, 0) + epsilon);
+          const double z = (normal * parameter(weight, c, 1) + parameter(bias, c, 0)) * (1 + parameter(scale, n * channels + c, 0)) +
+                           parameter(shift, n * channels + c, 0);
+          y[i] = silu ? z / (1 + std::exp(-z)) : z;
+        }
+    }
+  return y;
 }
 
 // --- elementwise: an independent formula for every name of the list ----------------------------------------------------------
@@ -204,6 +273,127 @@ const Tensor& mask() {
   return m;
 }
 
+void add_convolutions(std::vector<OpCase>& rows) {
+  const auto dense = [&](const std::string& name, Shape x, Shape w, ConvWindow window, bool bias) {
+    std::vector<OpInput> inputs{{x}, {w}};
+    if (bias) inputs.push_back({{w[0]}});
+    rows.push_back({name, [=](const Tensors& in) { return ops::conv2d(in[0], in[1], bias ? in[2] : Tensor(), window); }, inputs,
+                    [=](const Tensors& in) { return convolution(in[0], in[1], bias ? in[2] : Tensor(), window.stride, window.padding); }});
+  };
+  dense("conv2d 3x3", {2, 5, 4, 3}, {5, 3, 3, 3}, {1, 1}, true);
+  dense("conv2d 3x3, many channels", {2, 3, 15, 19}, {35, 3, 3, 19}, {1, 1}, true);
+  dense("conv2d 3x3 stride 2", {2, 7, 6, 3}, {4, 3, 3, 3}, {2, 1}, true);
+  dense("conv2d 3x3 stride 2, many channels", {1, 5, 33, 18}, {17, 3, 3, 18}, {2, 1}, false);
+  dense("conv2d 5x5", {1, 6, 7, 2}, {3, 5, 5, 2}, {1, 2}, false);
+  dense("conv2d 5x5 stride 2", {2, 8, 5, 2}, {3, 5, 5, 2}, {2, 2}, true);
+  dense("conv2d 5x5 without padding", {1, 6, 5, 2}, {2, 5, 5, 2}, {1, 0}, true);
+  dense("conv2d 1x1", {2, 3, 4, 5}, {6, 1, 1, 5}, {1, 0}, true);
+  dense("conv2d 1x1 stride 2", {2, 5, 4, 3}, {4, 1, 1, 3}, {2, 0}, true);
+  dense("conv2d patches", {2, 6, 6, 1}, {7, 3, 3, 1}, {3, 0}, true);
+  dense("conv2d 2x3 stride 3, wide padding", {1, 4, 5, 2}, {3, 2, 3, 2}, {3, 3}, true);
+  const auto depthwise = [&](const std::string& name, Shape x, Shape w, ConvWindow window, bool bias) {
+    std::vector<OpInput> inputs{{x}, {w}};
+    if (bias) inputs.push_back({{w[2]}});
+    rows.push_back({name, [=](const Tensors& in) { return ops::depthwise_conv2d(in[0], in[1], bias ? in[2] : Tensor(), window); }, inputs,
+                    [=](const Tensors& in) { return convolution(in[0], in[1], bias ? in[2] : Tensor(), window.stride, window.padding); }});
+  };
+  depthwise("depthwise_conv2d 3x3", {2, 4, 5, 7}, {3, 3, 7}, {1, 1}, true);
+  depthwise("depthwise_conv2d 3x3 stride 2", {2, 5, 6, 3}, {3, 3, 3}, {2, 1}, false);
+  depthwise("depthwise_conv2d 5x5", {1, 6, 5, 67}, {5, 5, 67}, {1, 2}, true);
+}
+
+void add_norms(std::vector<OpCase>& rows) {
+  const auto group = [&](const std::string& name, Shape x, int64_t groups, bool silu, bool affine, bool conditioned) {
+    const int64_t channels = x[-1];
+    std::vector<OpInput> inputs{{x, -2, 3}};
+    if (affine) inputs.insert(inputs.end(), {{{channels}, 0.5, 1.5}, {{channels}}});
+    if (conditioned) inputs.insert(inputs.end(), {{{x[0], channels}}, {{x[0], channels}}});
+    const auto input = [](const Tensors& in, bool has, size_t i) { return has ? in[i] : Tensor(); };
+    const size_t after = affine ? 3 : 1;
+    rows.push_back({name,
+                    [=](const Tensors& in) {
+                      return ops::group_norm(in[0], input(in, affine, 1), input(in, affine, 2), {groups, 1e-3, silu},
+                                             input(in, conditioned, after), input(in, conditioned, after + 1));
+                    },
+                    inputs,
+                    [=](const Tensors& in) {
+                      return group_normalized(in[0], groups, 1e-3, silu, input(in, affine, 1), input(in, affine, 2),
+                                              input(in, conditioned, after), input(in, conditioned, after + 1));
+                    }});
+    rows.back().precision = 32;
+  };
+  group("group_norm", {2, 3, 4, 6}, 3, false, true, false);
+  group("group_norm, bare", {2, 3, 2, 4}, 2, false, false, false);
+  group("group_norm with silu", {2, 3, 3, 6}, 2, true, true, false);
+  group("group_norm with silu, scale and shift", {3, 5, 7, 8}, 4, true, true, true);
+  group("group_norm with scale and shift alone", {2, 5, 6}, 6, false, false, true);
+  group("group_norm of many channels", {1, 2, 2, 300}, 10, true, true, true);
+  rows.push_back({"layer_norm_modulate",
+                  [](const Tensors& in) { return ops::layer_norm_modulate(in[0], in[1], in[2], 1e-3); },
+                  {{{3, 4, 5}, -2, 3}, {{3, 5}}, {{3, 5}}},
+                  [](const Tensors& in) {
+                    Values v = values_of(in[0]);
+                    const Values scale = values_of(in[1]), shift = values_of(in[2]);
+                    for (size_t row = 0; row < v.size(); row += 5) {
+                      const Values x(v.begin() + static_cast<std::ptrdiff_t>(row), v.begin() + static_cast<std::ptrdiff_t>(row) + 5);
+                      for (size_t i = 0; i < 5; ++i)
+                        v[row + i] = (x[i] - mean_of(x)) / std::sqrt(variance_of(x, 0) + 1e-3) * (1 + scale[row / 20 * 5 + i]) +
+                                     shift[row / 20 * 5 + i];
+                    }
+                    return v;
+                  }});
+  rows.back().precision = 32;
+}
+
+void add_images(std::vector<OpCase>& rows) {
+  const Shape images{2, 6, 5, 3};
+  const auto largest = [](const Values& w) { return *std::max_element(w.begin(), w.end()); };
+  rows.push_back({"average_pool", [](const Tensors& in) { return ops::average_pool(in[0]); }, {{images}},
+                  [](const Tensors& in) { return windows(in[0], 2, 2, mean_of); }});
+  rows.push_back({"average_pool of 3, overlapping",
+                  [](const Tensors& in) {
+                    return ops::average_pool(in[0], {3, 1});
+                  },
+                  {{images}},
+                  [](const Tensors& in) { return windows(in[0], 3, 1, mean_of); }});
+  rows.push_back({"max_pool", [](const Tensors& in) { return ops::max_pool(in[0]); }, {{images}},
+                  [=](const Tensors& in) { return windows(in[0], 2, 2, largest); }});
+  rows.push_back({"max_pool of 3, overlapping",
+                  [](const Tensors& in) {
+                    return ops::max_pool(in[0], {3, 2});
+                  },
+                  {{images}},
+                  [=](const Tensors& in) { return windows(in[0], 3, 2, largest); }});
+  rows.push_back({"upsample", [](const Tensors& in) { return ops::upsample(in[0]); }, {{{2, 3, 2, 5}}},
+                  [](const Tensors& in) {
+                    const Values v = values_of(in[0]);
+                    Values y;
+                    for (int64_t n = 0; n < 2; ++n)
+                      for (int64_t i = 0; i < 6; ++i)
+                        for (int64_t j = 0; j < 4; ++j)
+                          for (int64_t c = 0; c < 5; ++c) y.push_back(v[at(in[0].shape(), {n, i / 2, j / 2, c})]);
+                    return y;
+                  }});
+  rows.push_back({"space_to_depth",
+                  [](const Tensors& in) { return ops::space_to_depth(in[0], 2); },
+                  {{{2, 4, 6, 3}}},
+                  [](const Tensors& in) {
+                    const Values v = values_of(in[0]);
+                    Values y;
+                    for (int64_t n = 0; n < 2; ++n)
+                      for (int64_t i = 0; i < 2; ++i)
+                        for (int64_t j = 0; j < 3; ++j)
+                          for (int64_t r = 0; r < 2; ++r)
+                            for (int64_t q = 0; q < 2; ++q)
+                              for (int64_t c = 0; c < 3; ++c) y.push_back(v[at(in[0].shape(), {n, 2 * i + r, 2 * j + q, c})]);
+                    return y;
+                  }});
+  rows.push_back({"depth_to_space undoes space_to_depth",
+                  [](const Tensors& in) { return ops::depth_to_space(ops::space_to_depth(in[0], 3), 3); },
+                  {{{2, 3, 6, 2}}},
+                  [](const Tensors& in) { return values_of(in[0]); }});
+}
+
 void add_structured(std::vector<OpCase>& rows) {
   const std::vector<OpInput> cube = {{{3, 5, 4}}};
   const auto reduced = [](double (*f)(const Values&)) {
@@ -288,6 +478,9 @@ void add_structured(std::vector<OpCase>& rows) {
        [](const Tensors& in) {
          return batched_product(in[0].view_reshape({1, 4, 6}), contiguous_copy(in[1].view_transpose(0, 1)).view_reshape({1, 6, 5}));
        }});
+  add_convolutions(rows);
+  add_norms(rows);
+  add_images(rows);
   rows.push_back({"reshape",
                   [](const Tensors& in) {
                     return ops::reshape(in[0], {-1, 10});

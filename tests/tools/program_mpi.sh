@@ -31,6 +31,10 @@ for stage in 1 2 3; do
   [ "$(field "$work/stage$stage" weights_digest)" = "$(field "$work/n3" weights_digest)" ] || fail "stage $stage has other weights than stage 0"
 done
 
+ranks 4 train "$work/job.textproto" --link "1Gbit,50us,jitter 20us" --inter-node-link 200Mbit,100us --nodes 2 --out "$work/links" >/dev/null
+ranks 4 train "$work/job.textproto" --out "$work/no_links" >/dev/null
+[ "$(field "$work/links" weights_digest)" = "$(field "$work/no_links" weights_digest)" ] || fail "links changed the weights"
+
 # Exact sums: the weights of one rank on any number, in any stage and grouping.
 ranks 1 train "$work/job.textproto" --reduction exact --micro-batch 2 --out "$work/exact1" >/dev/null
 exact() {

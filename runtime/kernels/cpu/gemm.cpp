@@ -6,6 +6,7 @@
 
 #include "runtime/kernels/cpu/convert.h"
 #include "runtime/kernels/cpu/gemm_micro.h"
+#include "runtime/kernels/cpu/gemm_pack.h"
 
 namespace rz::cpu {
 
@@ -23,111 +24,6 @@ size_t aligned(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 int64_t block_k(int64_t k) {
   const int64_t blocks = (k + kBlockK - 1) / kBlockK;
   return (k + blocks - 1) / blocks;
-}
-
-// Loads kLanes<C> contiguous elements.
-template <class T, class C>
-[[gnu::always_inline]] inline typename Vector<C>::type load_vector(const T* from) {
-  if constexpr (std::is_same_v<T, C>) {
-    return *reinterpret_cast<const typename Vector<C>::memory*>(from);
-  } else {
-    alignas(kVectorBytes) C wide[kLanes<C>];
-    load_run(from, 1, wide, kLanes<C>);
-    return *reinterpret_cast<const typename Vector<C>::type*>(wide);
-  }
-}
-
-// Transposes a square of vectors in registers: each round interleaves row i with row i + half, log2(lanes) rounds in all.
-template <class C>
-[[gnu::always_inline]] inline void transpose(typename Vector<C>::type (&rows)[kLanes<C>]) {
-  using V = typename Vector<C>::type;
-  constexpr int lanes = kLanes<C>;
-  using Index = std::conditional_t<sizeof(C) == 4, int32_t, int64_t>;
-  typedef Index Mask __attribute__((vector_size(kVectorBytes)));
-  Mask low, high;
-  for (int l = 0; l < lanes; ++l) {
-    low[l] = static_cast<Index>(l / 2 + (l % 2) * lanes);
-    high[l] = static_cast<Index>(lanes / 2 + l / 2 + (l % 2) * lanes);
-  }
-#pragma GCC unroll 4
-  for (int round = 1; round < lanes; round *= 2) {
-    V next[lanes];
-#pragma GCC unroll 16
-    for (int i = 0; i < lanes / 2; ++i) {
-      next[2 * i] = __builtin_shuffle(rows[i], rows[i + lanes / 2], low);
-      next[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + lanes / 2], high);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < lanes; ++i) rows[i] = next[i];
-  }
-}
-
-// `Width` rows that are contiguous along p, in squares of vectors. Stores whole vectors in rising order: what runs over a column of
-// the panel is overwritten by the next one, what runs over the end of the panel lies in the next panel or in the scratch's slack.
-template <int Width, class T, class C>
-void pack_transposed(const T* from, int64_t i_stride, int64_t k, C* to) {
-  constexpr int lanes = kLanes<C>;
-  constexpr int squares = (Width + lanes - 1) / lanes;
-  int64_t p = 0;
-  for (; p + lanes <= k; p += lanes) {
-    typename Vector<C>::type rows[squares][lanes] = {};
-#pragma GCC unroll 2
-    for (int s = 0; s < squares; ++s) {
-#pragma GCC unroll 16
-      for (int i = 0; i < lanes; ++i)
-        if (s * lanes + i < Width) rows[s][i] = load_vector<T, C>(from + (s * lanes + i) * i_stride + p);
-      transpose<C>(rows[s]);
-    }
-#pragma GCC unroll 16
-    for (int q = 0; q < lanes; ++q)
-#pragma GCC unroll 2
-      for (int s = 0; s < squares; ++s) *reinterpret_cast<typename Vector<C>::memory*>(to + (p + q) * Width + s * lanes) = rows[s][q];
-  }
-  for (; p < k; ++p)
-    for (int i = 0; i < Width; ++i) to[p * Width + i] = static_cast<C>(from[i * i_stride + p]);
-}
-
-// One panel with any strides: to[p * Width + i] = from(i, p) for i < width, p < k; zeros for width <= i < Width.
-template <int Width, class T, class C>
-void pack_strided(const T* from, int64_t i_stride, int64_t p_stride, int64_t width, int64_t k, C* __restrict to) {
-  for (int64_t p = 0; p < k; ++p) {
-    for (int64_t i = 0; i < width; ++i) to[p * Width + i] = static_cast<C>(from[i * i_stride + p * p_stride]);
-    for (int64_t i = width; i < Width; ++i) to[p * Width + i] = C(0);
-  }
-}
-
-// `Panels` neighbouring panels whose elements are contiguous along i. Reading them side by side uses whole cache lines and few
-// pages where one step along p is a large power of two.
-template <int Width, int Panels, class T, class C>
-void pack_side_by_side(const T* from, int64_t p_stride, int64_t k, C* __restrict to) {
-  for (int64_t p = 0; p < k; ++p) {
-    const T* __restrict row = from + p * p_stride;
-    for (int panel = 0; panel < Panels; ++panel)
-      for (int i = 0; i < Width; ++i) to[(panel * k + p) * Width + i] = static_cast<C>(row[panel * Width + i]);
-  }
-}
-
-// All panels of `count` rows (of A) or columns (of B).
-template <int Width, class T, class C>
-void pack(const T* from, int64_t i_stride, int64_t p_stride, int64_t count, int64_t k, C* to) {
-  constexpr int kTogether = 4;
-  for (int64_t i = 0; i < count;) {
-    const T* first = from + i * i_stride;
-    C* panel = to + i * k;
-    const int64_t left = count - i;
-    if (i_stride == 1 && left >= kTogether * Width) {
-      pack_side_by_side<Width, kTogether>(first, p_stride, k, panel);
-      i += kTogether * Width;
-      continue;
-    }
-    if (i_stride == 1 && left >= Width)
-      pack_side_by_side<Width, 1>(first, p_stride, k, panel);
-    else if (p_stride == 1 && left >= Width)
-      pack_transposed<Width>(first, i_stride, k, panel);
-    else
-      pack_strided<Width>(first, i_stride, p_stride, std::min<int64_t>(Width, left), k, panel);
-    i += Width;
-  }
 }
 
 template <class C, int Vectors, size_t... Row>

@@ -48,6 +48,38 @@ struct Epilogue {
   const C* bias;  // of this tile's columns, or null; readable for whole vectors
 };
 
+// Writes a tile held in registers: `columns` <= Vectors * lanes of its columns.
+template <class C, int Rows, int Vectors>
+[[gnu::always_inline]] inline void store_tile(const typename Vector<C>::type (&tile)[Rows][Vectors], C* __restrict c, int64_t c_stride,
+                                              int columns, const Epilogue<C>& e) {
+  using V = typename Vector<C>::type;
+  using M = typename Vector<C>::memory;
+  constexpr int lanes = kLanes<C>;
+#pragma GCC unroll 16
+  for (int i = 0; i < Rows; ++i) {
+    C* row = c + i * c_stride;
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) {
+      const int left = columns - j * lanes;
+      if (left <= 0) break;
+      V old = {};
+      if (e.accumulate) {
+        if (left >= lanes)
+          old = *reinterpret_cast<const M*>(row + j * lanes);
+        else
+          std::memcpy(&old, row + j * lanes, static_cast<size_t>(left) * sizeof(C));
+      } else if (e.bias != nullptr) {
+        old = *reinterpret_cast<const M*>(e.bias + j * lanes);
+      }
+      const V value = e.alpha * tile[i][j] + old;
+      if (left >= lanes)
+        *reinterpret_cast<M*>(row + j * lanes) = value;
+      else
+        std::memcpy(row + j * lanes, &value, static_cast<size_t>(left) * sizeof(C));
+    }
+  }
+}
+
 // Rows x Vectors tile: a is k x kMicroRows, b is k x kMicroColumns, both packed. `columns` <= Vectors * lanes are stored.
 template <class C, int Rows, int Vectors>
 void micro_kernel(int64_t k, const C* __restrict a, const C* __restrict b, C* __restrict c, int64_t c_stride, int columns,
@@ -78,29 +110,7 @@ void micro_kernel(int64_t k, const C* __restrict a, const C* __restrict b, C* __
     a += kMicroRows;
     b += kMicroColumns<C>;
   }
-#pragma GCC unroll 16
-  for (int i = 0; i < Rows; ++i) {
-    C* row = c + i * c_stride;
-#pragma GCC unroll 4
-    for (int j = 0; j < Vectors; ++j) {
-      const int left = columns - j * lanes;
-      if (left <= 0) break;
-      V old = {};
-      if (e.accumulate) {
-        if (left >= lanes)
-          old = *reinterpret_cast<const M*>(row + j * lanes);
-        else
-          std::memcpy(&old, row + j * lanes, static_cast<size_t>(left) * sizeof(C));
-      } else if (e.bias != nullptr) {
-        old = *reinterpret_cast<const M*>(e.bias + j * lanes);
-      }
-      const V value = e.alpha * tile[i][j] + old;
-      if (left >= lanes)
-        *reinterpret_cast<M*>(row + j * lanes) = value;
-      else
-        std::memcpy(row + j * lanes, &value, static_cast<size_t>(left) * sizeof(C));
-    }
-  }
+  store_tile<C, Rows, Vectors>(tile, c, c_stride, columns, e);
 }
 
 template <class C>

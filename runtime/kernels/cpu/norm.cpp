@@ -19,39 +19,44 @@ void check_rows(const char* what, const Tensor& x, const Tensor& other) {
            "{}: {} and {} must be contiguous matrices of one shape and type", what, x.str(), other.str());
 }
 
-// `parameter` [D] as the compute type, `fill` throughout where it is undefined: rows are then handled by one loop without cases.
+// Parameters in the compute type, `fill` throughout where they are undefined: rows are then handled by one loop without cases.
+// Row i of x takes values at data + (i / rows_each) * width.
 template <class C>
-Tensor as_compute(const Tensor& parameter, const Tensor& x, double fill) {
-  const int64_t width = x.size(1);
-  if (!parameter.defined()) {
-    Tensor filled = Tensor::empty({width}, dtype_of<C>, Category::workspace, "norm parameter");
-    if (!dry_run()) std::fill_n(filled.data<C>(), width, static_cast<C>(fill));
-    return filled;
+struct Parameters {
+  Tensor values;
+  int64_t rows_each = 0;
+
+  Parameters(const Tensor& parameter, const Tensor& x, double fill) {
+    const int64_t width = x.size(1);
+    rows_each = std::max<int64_t>(1, x.size(0));
+    if (!parameter.defined()) {
+      values = Tensor::empty({width}, dtype_of<C>, Category::workspace, "norm parameter");
+      if (!dry_run()) std::fill_n(values.data<C>(), width, static_cast<C>(fill));
+      return;
+    }
+    const bool per_sample = parameter.rank() == 2 && parameter.size(0) >= 1 && x.size(0) % parameter.size(0) == 0;
+    RZ_CHECK((parameter.rank() == 1 || per_sample) && parameter.size(-1) == width && parameter.is_contiguous(),
+             "norm: a parameter {} does not fit rows of {}", parameter.str(), x.str());
+    RZ_CHECK(parameter.dtype() == x.dtype() || parameter.dtype() == dtype_of<C>, "norm: a parameter {} does not fit the type of {}",
+             parameter.str(), x.str());
+    if (per_sample) rows_each = std::max<int64_t>(1, x.size(0) / parameter.size(0));
+    values = parameter;
+    if (parameter.dtype() == dtype_of<C>) return;
+    values = Tensor::empty(parameter.shape(), dtype_of<C>, Category::workspace, "norm parameter");
+    elementwise_kernels().copy(parameter, values);
   }
-  RZ_CHECK(parameter.rank() == 1 && parameter.size(0) == width && parameter.is_contiguous(), "norm: a parameter {} does not fit rows of {}",
-           parameter.str(), x.str());
-  RZ_CHECK(parameter.dtype() == x.dtype() || parameter.dtype() == dtype_of<C>, "norm: a parameter {} does not fit the type of {}",
-           parameter.str(), x.str());
-  if (parameter.dtype() == dtype_of<C>) return parameter;
-  Tensor wide = Tensor::empty({width}, dtype_of<C>, Category::workspace, "norm parameter");
-  if (dry_run()) return wide;
-  dispatch_floating(parameter.dtype(), "norm", [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    for (int64_t i = 0; i < width; ++i) wide.data<C>()[i] = static_cast<C>(static_cast<compute_t<T>>(parameter.data<T>()[i]));
-  });
-  return wide;
-}
+
+  const C* row(int64_t i) const { return values.template data<C>() + i / rows_each * values.size(-1); }
+};
 
 template <class T>
 struct Forward {
   using C = compute_t<T>;
   int64_t width;
   C epsilon;
-  const C* weight;
-  const C* bias;
 
   // Returns (mean, rstd). Two passes: the variance of x - mean does not cancel for large means.
-  std::pair<C, C> layer_row(const T* __restrict x, T* __restrict y) const {
+  std::pair<C, C> layer_row(const T* __restrict x, const C* __restrict weight, const C* __restrict bias, T* __restrict y) const {
     const C n = static_cast<C>(width);
     const C mean = row_sum(x, width) / n;
     const C variance = sum_lanes(x, x, width, [mean](auto v, auto) { return (v - mean) * (v - mean); }) / n;
@@ -60,7 +65,7 @@ struct Forward {
     return {mean, rstd};
   }
 
-  C rms_row(const T* __restrict x, T* __restrict y) const {
+  C rms_row(const T* __restrict x, const C* __restrict weight, const C* __restrict bias, T* __restrict y) const {
     const C square = sum_lanes(x, x, width, [](auto v, auto) { return v * v; }) / static_cast<C>(width);
     const C rstd = C(1) / math::sqrt(square + epsilon);
     for (int64_t i = 0; i < width; ++i) y[i] = static_cast<T>(static_cast<C>(x[i]) * rstd * weight[i] + bias[i]);
@@ -76,9 +81,8 @@ struct Backward {
   int64_t width;
   bool centred;
   bool accumulate;
-  const C* weight;
 
-  void input_row(const T* __restrict grad, const T* __restrict x, C mean, C rstd, T* __restrict dx) const {
+  void input_row(const T* __restrict grad, const T* __restrict x, const C* __restrict weight, C mean, C rstd, T* __restrict dx) const {
     C sum = 0;
     C dot = 0;
     // Both sums in one pass; lanes as in sum_lanes.
@@ -125,10 +129,10 @@ class CpuNormKernels final : public NormKernels {
     dispatch_floating(x.dtype(), "norm", [&](auto tag) {
       using T = typename decltype(tag)::type;
       using C = compute_t<T>;
-      const Tensor w = as_compute<C>(weight, x, 1);
-      const Tensor b = as_compute<C>(bias, x, 0);
+      const Parameters<C> w(weight, x, 1);
+      const Parameters<C> b(bias, x, 0);
       const int64_t width = x.size(1);
-      const Forward<T> row{width, static_cast<C>(eps), w.template data<C>(), b.template data<C>()};
+      const Forward<T> row{width, static_cast<C>(eps)};
       const T* from = x.data<T>();
       T* to = y.data<T>();
       C* r = rstd.data<C>();
@@ -136,9 +140,9 @@ class CpuNormKernels final : public NormKernels {
       parallel_for(x.size(0), std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, width)), [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
           if (m != nullptr)
-            std::tie(m[i], r[i]) = row.layer_row(from + i * width, to + i * width);
+            std::tie(m[i], r[i]) = row.layer_row(from + i * width, w.row(i), b.row(i), to + i * width);
           else
-            r[i] = row.rms_row(from + i * width, to + i * width);
+            r[i] = row.rms_row(from + i * width, w.row(i), b.row(i), to + i * width);
         }
       });
     });
@@ -151,11 +155,11 @@ class CpuNormKernels final : public NormKernels {
     dispatch_floating(x.dtype(), "norm backward", [&](auto tag) {
       using T = typename decltype(tag)::type;
       using C = compute_t<T>;
-      const Tensor w = as_compute<C>(weight, x, 1);
+      const Parameters<C> w(weight, x, 1);
       const int64_t rows = x.size(0);
       const int64_t width = x.size(1);
-      const int64_t blocks = norm_blocks(rows);
-      const Backward<T> row{width, mean.defined(), accumulate, w.template data<C>()};
+      const int64_t blocks = w.values.rank() == 2 ? w.values.size(0) : norm_blocks(rows);
+      const Backward<T> row{width, mean.defined(), accumulate};
       const T* g = grad.data<T>();
       const T* from = x.data<T>();
       const C* r = rstd.data<C>();
@@ -172,7 +176,7 @@ class CpuNormKernels final : public NormKernels {
             const T* gi = g + i * width;
             const T* xi = from + i * width;
             const C mi = m != nullptr ? m[i] : C(0);
-            if (to != nullptr) row.input_row(gi, xi, mi, r[i], to + i * width);
+            if (to != nullptr) row.input_row(gi, xi, w.row(i), mi, r[i], to + i * width);
             if (dw != nullptr) row.weight_row(gi, xi, mi, r[i], dw + b * width);
             if (db != nullptr) row.bias_row(gi, db + b * width);
           }

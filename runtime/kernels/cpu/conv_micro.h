@@ -1,0 +1,117 @@
+// The micro-kernels of convolution. Both keep a tile of the result in vector registers and read their operands where they lie: an
+// image row is used by every tap of the kernel, so that packing each use of it, as a matrix product does, would cost as much as the
+// arithmetic when there are few channels.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <utility>
+
+#include "runtime/kernels/cpu/gemm_micro.h"
+
+namespace rz::cpu {
+
+// Neighbouring pixels of a tile: 28, 14 and 7 are whole tiles where the registers allow it.
+#if defined(__AVX512F__)
+inline constexpr int kConvRows = 14;
+#else
+inline constexpr int kConvRows = kMicroRows;
+#endif
+
+// Rows neighbouring pixels x Vectors of output channels: tile[i] = sum over p < k of image[offset[p] + i] * panel[p]. `panel` is
+// k x kMicroColumns.
+template <class C, int Rows, int Vectors>
+void pixel_kernel(int64_t k, const C* __restrict image, const int32_t* __restrict offset, const C* __restrict panel, C* __restrict c,
+                  int64_t c_stride, int columns, const Epilogue<C>& e) {
+  using V = typename Vector<C>::type;
+  using M = typename Vector<C>::memory;
+  constexpr int lanes = kLanes<C>;
+  V tile[Rows][Vectors] = {};
+#pragma GCC unroll 2
+  for (int64_t p = 0; p < k; ++p) {
+    const C* a = image + offset[p];
+    V right[Vectors];
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) right[j] = *reinterpret_cast<const M*>(panel + j * lanes);
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) {
+#pragma GCC unroll 4
+      for (int j = 0; j < Vectors; ++j) tile[i][j] += a[i] * right[j];
+    }
+    panel += kMicroColumns<C>;
+  }
+  store_tile<C, Rows, Vectors>(tile, c, c_stride, columns, e);
+}
+
+// Lines of pixels in two images: in `grad` a pixel is grad_step apart from the next and lines follow each other, in `image` a pixel
+// is image_step apart and line l begins at line_offset[l].
+template <class C>
+struct PixelLines {
+  int64_t lines, pixels;
+  const C* grad;
+  int64_t grad_step;
+  const C* image;
+  int64_t image_step;
+  const int64_t* line_offset;
+};
+
+// Rows channels of the gradient x Vectors of the image's channels: tile[i] = sum over all pixels of grad[i] * image.
+template <class C, int Rows, int Vectors>
+void weight_kernel(const PixelLines<C>& lines, C* __restrict c, int64_t c_stride, int columns, const Epilogue<C>& e) {
+  using V = typename Vector<C>::type;
+  using M = typename Vector<C>::memory;
+  constexpr int lanes = kLanes<C>;
+  V tile[Rows][Vectors] = {};
+  const C* a = lines.grad;
+  for (int64_t l = 0; l < lines.lines; ++l) {
+    const C* b = lines.image + lines.line_offset[l];
+#pragma GCC unroll 2
+    for (int64_t p = 0; p < lines.pixels; ++p) {
+      V right[Vectors];
+#pragma GCC unroll 4
+      for (int j = 0; j < Vectors; ++j) right[j] = *reinterpret_cast<const M*>(b + j * lanes);
+#pragma GCC unroll 16
+      for (int i = 0; i < Rows; ++i) {
+#pragma GCC unroll 4
+        for (int j = 0; j < Vectors; ++j) tile[i][j] += a[i] * right[j];
+      }
+      a += lines.grad_step;
+      b += lines.image_step;
+    }
+  }
+  store_tile<C, Rows, Vectors>(tile, c, c_stride, columns, e);
+}
+
+template <class C>
+using PixelKernel = void (*)(int64_t, const C*, const int32_t*, const C*, C*, int64_t, int, const Epilogue<C>&);
+template <class C>
+using WeightKernel = void (*)(const PixelLines<C>&, C*, int64_t, int, const Epilogue<C>&);
+
+namespace detail {
+template <class C, int Vectors, size_t... Row>
+constexpr std::array<PixelKernel<C>, sizeof...(Row)> pixel_kernels(std::index_sequence<Row...>) {
+  return {pixel_kernel<C, static_cast<int>(Row) + 1, Vectors>...};
+}
+template <class C, int Vectors, size_t... Row>
+constexpr std::array<WeightKernel<C>, sizeof...(Row)> weight_kernels(std::index_sequence<Row...>) {
+  return {weight_kernel<C, static_cast<int>(Row) + 1, Vectors>...};
+}
+}  // namespace detail
+
+// The kernel for a tile of `rows` <= kConvRows (kMicroRows) and `columns` <= kMicroColumns.
+template <class C>
+PixelKernel<C> pixel_kernel_for(int rows, int columns) {
+  static constexpr auto kNarrow = detail::pixel_kernels<C, 1>(std::make_index_sequence<kConvRows>());
+  static constexpr auto kWide = detail::pixel_kernels<C, 2>(std::make_index_sequence<kConvRows>());
+  const auto row = static_cast<size_t>(rows - 1);
+  return columns <= kLanes<C> ? kNarrow[row] : kWide[row];
+}
+template <class C>
+WeightKernel<C> weight_kernel_for(int rows, int columns) {
+  static constexpr auto kNarrow = detail::weight_kernels<C, 1>(std::make_index_sequence<kMicroRows>());
+  static constexpr auto kWide = detail::weight_kernels<C, 2>(std::make_index_sequence<kMicroRows>());
+  const auto row = static_cast<size_t>(rows - 1);
+  return columns <= kLanes<C> ? kNarrow[row] : kWide[row];
+}
+
+}  // namespace rz::cpu
