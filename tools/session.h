@@ -16,6 +16,10 @@ namespace rz::tools {
 // Compute threads of each rank: the job's, or the machine's cores over the ranks on it.
 int threads_of(const ringzero::Job& job, const comm::Communicator& comm);
 
+std::unique_ptr<optim::Optimizer> make_optimizer(const ringzero::Optimizer& message);
+// How `ranks` ranks share the job.
+optim::ShardingOptions sharding_options(const ringzero::Job& job, int ranks);
+
 // ConfigError when some rank would have nothing to do.
 void check_batch(const ringzero::Job& job, int ranks);
 

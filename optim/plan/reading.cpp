@@ -1,5 +1,7 @@
 #include "optim/plan/reading.h"
 
+#include "runtime/core/rank_context.h"
+
 namespace rz::optim {
 
 MemoryReading read_memory(const MemoryTracker& tracker) {
@@ -30,6 +32,7 @@ uint64_t StepTraffic::sent_bytes() const {
 void StepMeter::begin() {
   before_ = model_.communicator().wire_stats();
   scalars_before_ = model_.scalar_bytes_sent();
+  RankContext::current()->memory().begin_window();
 }
 
 void StepMeter::end() {
@@ -39,6 +42,9 @@ void StepMeter::end() {
   ++steps_;
   sent_bytes_ += last_.sent_bytes();
   scalar_bytes_ += last_.scalar_bytes;
+  const MemoryPeak peak = RankContext::current()->memory().window_peak();
+  if (peak.by_category != memory_.by_category) memory_constant_since_ = steps_;
+  memory_ = peak;
 }
 
 }  // namespace rz::optim

@@ -40,7 +40,7 @@ struct StepTraffic {
   uint64_t sent_bytes() const;                                    // without scalars
 };
 
-// Adds up steps: begin() before one, end() after it.
+// Adds up steps: begin() before one, end() after it. Its memory is the window of the rank's tracker.
 class StepMeter {
  public:
   explicit StepMeter(ShardedModel& model) : model_(model) {}
@@ -51,12 +51,17 @@ class StepMeter {
   // Sent in all steps together, without scalars.
   uint64_t sent_bytes() const { return sent_bytes_; }
   uint64_t scalar_bytes() const { return scalar_bytes_; }
+  // Peaks of the last step, and the first of the steps (counted from 1) since which every category's peak has been the same to the byte.
+  const MemoryPeak& memory() const { return memory_; }
+  int64_t memory_constant_since() const { return memory_constant_since_; }
 
  private:
   ShardedModel& model_;
   comm::WireStats before_;
   uint64_t scalars_before_ = 0;
   StepTraffic last_;
+  MemoryPeak memory_;
+  int64_t memory_constant_since_ = 0;
   int64_t steps_ = 0;
   uint64_t sent_bytes_ = 0;
   uint64_t scalar_bytes_ = 0;

@@ -31,7 +31,7 @@ RunSettings settings(DType dtype) {
 }
 
 class ExactMixedRanks : public ::testing::TestWithParam<int> {};
-INSTANTIATE_TEST_SUITE_P(Ranks, ExactMixedRanks, ::testing::Values(1, 2, 3, 4, 5));
+INSTANTIATE_TEST_SUITE_P(Ranks, ExactMixedRanks, ::testing::ValuesIn(testing::rank_counts()));
 
 TEST_P(ExactMixedRanks, OneDigestForAllShardings) {
   for (const DType dtype : kTypes) {

@@ -51,7 +51,7 @@ const Trace& reference() {
 }
 
 class ExactForEveryRankCount : public ::testing::TestWithParam<int> {};
-INSTANTIATE_TEST_SUITE_P(Ranks, ExactForEveryRankCount, ::testing::Values(1, 2, 3, 4, 5, 7));
+INSTANTIATE_TEST_SUITE_P(Ranks, ExactForEveryRankCount, ::testing::ValuesIn(testing::rank_counts()));
 
 TEST_P(ExactForEveryRankCount, OneDigestForAllShardings) {
   RunSettings s = exact_settings();

@@ -26,7 +26,7 @@ RunSettings settings(const Precision& precision, int ranks) {
 }
 
 class MixedRanks : public ::testing::TestWithParam<int> {};
-INSTANTIATE_TEST_SUITE_P(Ranks, MixedRanks, ::testing::Values(1, 2, 3, 4, 5, 7));
+INSTANTIATE_TEST_SUITE_P(Ranks, MixedRanks, ::testing::ValuesIn(testing::rank_counts()));
 
 TEST_P(MixedRanks, StagesGiveTheSameBits) {
   for (const Precision& precision : kPrecisions) {

@@ -11,6 +11,8 @@
 #include "tools/job_file.h"
 #include "tools/memory_chart.h"
 #include "tools/memory_fit.h"
+#include "tools/state_form.h"
+#include "tools/zero_paper.h"
 #include "tools/train.h"
 
 namespace rz::tools {
@@ -84,6 +86,39 @@ TEST_F(MemoryPlan, PredictsEveryModeToTheByte) {
       // With exact sums the first step is computed twice.
       if (cell_job.sharding().reduction() == ringzero::Sharding::EXACT) continue;
       for (size_t r = 0; r < 4; ++r) EXPECT_EQ(cell.measured[r].sent_bytes_per_step, cell.predicted[r].sent_bytes_per_step);
+    }
+  }
+}
+
+TEST_F(MemoryPlan, StatesEqualTheClosedFormOfEveryJob) {
+  const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
+      // at stage 2
+      {{}, "4 P + 16 P/N"},  // Adam with an average of the weights
+      {{"training.ema_decay=0"}, "4 P + 12 P/N"},
+      {{"training.ema_decay=0", "training.precision=BF16"}, "2 P + 14 P/N"},
+      {{"training.ema_decay=0", "optimizer.sgd={}"}, "4 P + 4 P/N"},
+      {{"training.ema_decay=0", "optimizer.sgd.momentum=0.9", "training.precision=F16"}, "2 P + 10 P/N"},
+      {{"training.ema_decay=0", "sharding.group_size=2"}, "4 P + 12 P/k"},
+      {{"training.ema_decay=0", "sharding.reduce_every=true"}, "4 P + 12 P/N"},
+      {{"training.ema_decay=0", "sharding.reduction=EXACT"}, "4 P + 12 P/N"},
+      {{"sharding.reduction=EXACT", "sharding.reduce_every=true", "training.precision=BF16"}, "2 P + 28 P/N"}};
+  for (const auto& [overrides, text] : cases) {
+    for (const int ranks : {1, 4}) {
+      if (ranks == 1 && text.ends_with("P/k")) continue;
+      for (int64_t stage = 0; stage < 4; ++stage) {
+        auto more = overrides;
+        more.push_back(fmt::format("sharding.stage={}", stage));
+        const auto j = job(more);
+        const StateForm form = state_form(j, stage, ranks);
+        const Plan plan = make_plan(j, {.ranks = ranks});
+        int64_t states = 0;
+        for (const Category c : {Category::parameter, Category::gradient, Category::optimizer_state}) states += plan.memory.current_bytes(c);
+        EXPECT_EQ(static_cast<double>(states), form.bytes(static_cast<double>(plan.padded_parameters)))
+            << fmt::format("{} stage {} on {} ranks: {}", fmt::join(overrides, " "), stage, ranks, form.text());
+        if (stage == 2) {
+          EXPECT_EQ(form.text(), text);
+        }
+      }
     }
   }
 }

@@ -89,6 +89,29 @@ TEST_F(Training, LearnsAndSaysWhatItDid) {
   EXPECT_EQ(first.at("tokens"), 7 * 16);
 }
 
+TEST_F(Training, NoCategoryPeakGrowsFromTheSecondStepOn) {
+  for (const int stage : {0, 1, 2, 3}) {
+    // Validations and checkpoints in between leave nothing behind.
+    const std::string out = fmt::format("stage{}", stage);
+    run(job({fmt::format("sharding.stage={}", stage), "training.steps=12", "training.evaluate_every=4", "training.save_every=3"}), 3, out);
+    const auto s = summary(out);
+    std::ifstream in(path(out) + "/metrics.jsonl");
+    int64_t steps = 0;
+    for (std::string line; std::getline(in, line); ++steps) {
+      const auto peaks = nlohmann::json::parse(line).at("peak_bytes");
+      EXPECT_GT(peaks.at("activation"), 0);
+      if (steps > 0) {
+        EXPECT_EQ(peaks, s.at("per_rank")[0].at("memory").at("step_peak_bytes")) << "stage " << stage << " step " << steps + 1;
+      }
+    }
+    EXPECT_EQ(steps, 12);
+    for (const auto& rank : s.at("per_rank")) {
+      EXPECT_GE(rank.at("memory").at("step_peaks_constant_since"), 1);
+      EXPECT_LE(rank.at("memory").at("step_peaks_constant_since"), 2) << "stage " << stage << ": " << rank;
+    }
+  }
+}
+
 TEST_F(Training, StagesRanksAndRepetitionAgree) {
   run(job(), 3, "reference");
   run(job(), 3, "again");
