@@ -52,9 +52,8 @@ WireStats Communicator::wire_stats() const { return dry_ ? dry_->stats() : progr
 size_t Communicator::scratch_bytes() const { return dry_ ? dry_->scratch_bytes() : progress_->scratch_bytes(); }
 
 Work Communicator::issue(Prepared&& operation) {
-  if (!dry_) return progress_->issue(std::move(operation));
-  dry_->count(operation.print, *group_);
-  return {};
+  if (dry_) return dry_->issue(operation.print, *group_);
+  return progress_->issue(std::move(operation));
 }
 
 Work Communicator::all_reduce(void* data, size_t count, DType dtype, ReduceOp op, CollectiveOptions options) {
@@ -94,6 +93,14 @@ Work Communicator::broadcast(void* data, size_t count, DType dtype, int root, Co
 Work Communicator::barrier(CollectiveOptions options) {
   options.order = Order::ring;
   return issue(operation_of<Prepared>(group_, CollectiveKind::barrier, 0, DType::u8, options));
+}
+
+ProbeResult Communicator::probe() {
+  ProbeResult result;
+  auto o = operation_of<Prepared>(group_, CollectiveKind::probe, 0, DType::u8, {.name = "probe"});
+  o.data = reinterpret_cast<std::byte*>(&result);
+  issue(std::move(o)).wait();
+  return result;
 }
 
 Communicator Communicator::split(int color, const std::function<int(int)>& color_of) {

@@ -16,6 +16,7 @@
 #include <string_view>
 
 #include "comm/error.h"
+#include "comm/probe.h"
 #include "comm/types.h"
 #include "comm/wire_stats.h"
 #include "comm/work.h"
@@ -63,6 +64,10 @@ class Communicator {
 
   // Done when every rank of the group has begun it.
   Work barrier(CollectiveOptions options = {});
+
+  // This rank's clock beside rank 0's and the link from its left neighbour, measured now; all zero in a dry run. COLLECTIVE;
+  // blocks. Throws CommError.
+  ProbeResult probe();
 
   // The communicator of the ranks that gave the same colour, numbered in the order of this group. It shares this rank's
   // progress thread and queue. COLLECTIVE over this group; blocks. Throws CommError.

@@ -2,29 +2,29 @@
 
 #include "comm/progress.h"
 #include "comm/traffic.h"
+#include "comm/work_state.h"
 
 namespace rz::comm {
-
-namespace {
-void add(WireCount& to, const WireCount& more) {
-  to.sent_bytes += more.sent_bytes;
-  to.received_bytes += more.received_bytes;
-  to.sent_messages += more.sent_messages;
-  to.received_messages += more.received_messages;
-}
-}  // namespace
 
 Dry::Dry(int rank, int size, size_t segment_bytes)
     : rank_(rank),
       size_(size),
       segment_bytes_(segment_bytes == 0 ? ProgressOptions{}.segment_bytes : segment_bytes),
-      scratch_(Storage::make(kRingWindow * segment_bytes_, Category::communication, "collective scratch")) {}
+      scratch_(Storage::make(kRingWindow * segment_bytes_, Category::communication, "collective scratch")),
+      pulse_(std::make_shared<Pulse>()) {}
 
-void Dry::count(const Fingerprint& f, const Group& group) {
+Work Dry::issue(const Fingerprint& f, const Group& group) {
   const TrafficQuestion question{f.kind,       f.count, f.dtype,        f.order,      group.rank,
                                  group.size(), f.root,  segment_bytes_, scratch_bytes()};
-  add(stats_.payload[static_cast<size_t>(f.kind)], traffic_of(question));
-  if (group.size() > 1) add(stats_.header, {sizeof(Fingerprint), sizeof(Fingerprint), 1, 1});
+  const WireCount moved = traffic_of(question);
+  stats_.payload[static_cast<size_t>(f.kind)] += moved;
+  if (group.size() > 1) stats_.header += {sizeof(Fingerprint), sizeof(Fingerprint), 1, 1};
+  auto state = std::make_shared<Work::State>();
+  state->note(f, group);
+  state->pulse = pulse_;
+  state->start();
+  state->finish({.sent_bytes = moved.sent_bytes}, {});
+  return Work(std::move(state));
 }
 
 Communicator make_dry_communicator(int rank, int size, size_t segment_bytes) {

@@ -12,12 +12,13 @@
 namespace rz::comm {
 
 struct Fingerprint;
+struct Pulse;
 
 class Dry {
  public:
   Dry(int rank, int size, size_t segment_bytes);
 
-  void count(const Fingerprint& operation, const Group& group);
+  Work issue(const Fingerprint& operation, const Group& group);
 
   int rank() const { return rank_; }
   int size() const { return size_; }
@@ -30,6 +31,7 @@ class Dry {
   size_t segment_bytes_;
   std::shared_ptr<Storage> scratch_;
   WireStats stats_;
+  std::shared_ptr<const Pulse> pulse_;
 };
 
 // Rank `rank` of `size`, which may be any number. `segment_bytes` 0 = the default, as in LaunchOptions. Call it with the dry

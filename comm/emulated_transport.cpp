@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -155,10 +154,7 @@ struct Flight : Transport::Request {
 class EmulatedTransport final : public Transport {
  public:
   EmulatedTransport(std::unique_ptr<Transport> inner, LinkModel model, std::unique_ptr<SharedPorts> ports)
-      : inner_(std::move(inner)), model_(std::move(model)), ports_(std::move(ports)), rank_(inner_->rank()) {
-    // The default lets the kernel end sleeps 50 us late.
-    ::prctl(PR_SET_TIMERSLACK, 1);
-  }
+      : inner_(std::move(inner)), model_(std::move(model)), ports_(std::move(ports)), rank_(inner_->rank()) {}
 
   int rank() const override { return rank_; }
   int size() const override { return inner_->size(); }

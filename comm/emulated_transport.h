@@ -16,7 +16,7 @@
 
 namespace rz::comm {
 
-// COLLECTIVE over the ranks of `inner`; called by the progress thread, whose sleeps it makes precise. Throws ConfigError, on all
+// COLLECTIVE over the ranks of `inner`; called by the progress thread. Throws ConfigError, on all
 // ranks alike and with `inner` closed, when the network does not fit the ranks or they are on several machines; CommError when a
 // rank does not answer within `deadline_s`.
 std::unique_ptr<Transport> make_emulated_transport(std::unique_ptr<Transport> inner, const NetworkSpec& network, double deadline_s);

@@ -1,11 +1,13 @@
 #include "comm/progress.h"
 
-#include <unistd.h>
-
 #include <cstring>
 #include <future>
+#include <optional>
 
 #include "comm/error.h"
+#include "comm/probe.h"
+#include "comm/prompt_thread.h"
+#include "runtime/core/host.h"
 #include "runtime/core/rank_context.h"
 
 namespace rz::comm {
@@ -20,11 +22,6 @@ constexpr int64_t kMillisecond = 1'000'000;
 // After a rank has left, how long an operation may stand still before the roll is called.
 constexpr int64_t kLeftPatience = 100 * kMillisecond;
 constexpr int64_t kCausePatience = 200 * kMillisecond;
-
-std::string host_name() {
-  char text[256] = {};
-  return gethostname(text, sizeof text - 1) == 0 ? text : "unknown";
-}
 
 int64_t to_ns(double seconds) { return static_cast<int64_t>(seconds * 1e9); }
 double to_s(int64_t ns) { return static_cast<double>(ns) * 1e-9; }
@@ -44,6 +41,7 @@ Progress::Progress(std::function<std::unique_ptr<Transport>()> open, const Progr
       rank_ = transport_->rank();
       size_ = transport_->size();
       who_ = fmt::format("rank {}/{} host {}", rank_, size_, host_name());
+      fuzz_ = Fuzz::make(options_.fuzz_seed, rank_);
       world_->rank = rank_;
       world_->members.resize(static_cast<size_t>(size_));
       for (int i = 0; i < size_; ++i) world_->members[static_cast<size_t>(i)] = i;
@@ -80,6 +78,7 @@ void Progress::add_group(const std::shared_ptr<Group>& group) {
 }
 
 Work Progress::issue(Operation operation) {
+  delay(fuzz_);
   auto state = std::make_shared<Work::State>();
   state->pulse = pulse_;
   state->times.queued_ns = steady_now_ns();
@@ -89,10 +88,12 @@ Work Progress::issue(Operation operation) {
   {
     std::lock_guard lock(mutex_);
     operation.print.sequence = ++operation.group->issued;
+    state->note(operation.print, *operation.group);
     state->what = fmt::format("{} {}", who_, describe(operation.print));
     queue_.push_back(std::move(operation));
   }
   transport_->wake();
+  delay(fuzz_);
   return Work(std::move(state));
 }
 
@@ -111,6 +112,7 @@ std::string Progress::failure() const {
 }
 
 void Progress::loop() {
+  std::optional<PromptThread> prompt(std::in_place);
   for (;;) {
     poll();
     Operation operation;
@@ -132,6 +134,7 @@ void Progress::loop() {
     }
     run_operation(operation);
   }
+  prompt.reset();  // closing may spin, as may what went before
   const bool has_left = departures_[static_cast<size_t>(rank_)].reason != LeaveReason::running;
   if (!clean_) fail(fmt::format("{}: this rank's communicator was destroyed", who_), !has_left);
   drain_queue();
@@ -139,12 +142,13 @@ void Progress::loop() {
 }
 
 void Progress::run_operation(Operation& operation) {
+  delay(fuzz_);
   operation.work->start();
   current_ = &operation;
   current_started_ns_ = last_progress_ns_ = steady_now_ns();
   roll_.end();
   std::string error;
-  int64_t first_byte_ns = 0;
+  Work::State::Moved moved;
   try {
     if (failed_) throw CommError(failure());
     const Fingerprint& f = operation.print;
@@ -168,8 +172,11 @@ void Progress::run_operation(Operation& operation) {
       case CollectiveKind::barrier:
         barrier(wire);
         break;
+      case CollectiveKind::probe:
+        probe(wire, scratch, *reinterpret_cast<ProbeResult*>(operation.data));
+        break;
     }
-    first_byte_ns = wire.first_byte_ns();
+    moved = {wire.first_byte_ns(), wire.last_byte_ns(), wire.sent_bytes()};
   } catch (const std::exception& e) {
     // Whatever it was (a peer's message of the wrong length, no memory), this rank cannot keep its part of the bargain.
     // A rank that knows the cause, such as different counts, is given a moment to say so.
@@ -181,7 +188,8 @@ void Progress::run_operation(Operation& operation) {
     error = failure();
   }
   current_ = nullptr;
-  operation.work->finish(first_byte_ns, std::move(error));
+  delay(fuzz_);
+  operation.work->finish(moved, std::move(error));
 }
 
 void Progress::compare_fingerprints(const Operation& operation, Wire& wire) {
@@ -337,7 +345,7 @@ void Progress::drain_queue() {
     std::lock_guard lock(mutex_);
     rest.swap(queue_);
   }
-  for (Operation& o : rest) o.work->finish(0, failure());
+  for (Operation& o : rest) o.work->finish({}, failure());
 }
 
 }  // namespace rz::comm

@@ -74,6 +74,7 @@ WireCount traffic_of(const TrafficQuestion& q) {
     case CollectiveKind::barrier:
       for (int distance = 1; distance < q.size; distance *= 2) ++count.sent_messages, ++count.received_messages;
       break;
+    case CollectiveKind::probe: break;  // a measurement, of no step
   }
   return count;
 }

@@ -8,7 +8,7 @@ namespace rz::comm {
 
 namespace {
 
-constexpr std::array<const char*, kCollectiveKinds> kKindNames{"all_reduce", "reduce_scatter", "all_gather", "broadcast", "barrier"};
+constexpr std::array<const char*, kCollectiveKinds> kKindNames{"all_reduce", "reduce_scatter", "all_gather", "broadcast", "barrier", "probe"};
 constexpr std::array<const char*, 4> kOpNames{"sum", "mean", "max", "min"};
 constexpr std::array<const char*, 2> kOrderNames{"ring", "ordered"};
 

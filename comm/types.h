@@ -12,8 +12,8 @@
 
 namespace rz::comm {
 
-enum class CollectiveKind : uint8_t { all_reduce, reduce_scatter, all_gather, broadcast, barrier };
-inline constexpr int kCollectiveKinds = 5;
+enum class CollectiveKind : uint8_t { all_reduce, reduce_scatter, all_gather, broadcast, barrier, probe };
+inline constexpr int kCollectiveKinds = 6;
 
 // mean: the sum, divided by N once, on the chunk's owner; floating-point types only. NaN propagates through max and min.
 // Integer sums wrap.

@@ -70,17 +70,23 @@ class Wire {
   int right(int distance = 1) const { return (rank() + distance) % size(); }
   int left(int distance = 1) const { return (rank() - distance % size() + size()) % size(); }
 
-  Posted send(int to, const void* data, size_t bytes) { return post_send(to, channel_, data, bytes); }
+  Posted send(int to, const void* data, size_t bytes) {
+    sent_bytes_ += bytes;
+    return post_send(to, channel_, data, bytes);
+  }
   Posted receive(int from, void* landing, size_t bytes) { return post_receive(from, channel_, landing, bytes); }
   Posted send_header(int to, const Fingerprint& f) { return post_send(to, Channel::fingerprint(), &f, sizeof f); }
   Posted receive_header(int from, Fingerprint& f) { return post_receive(from, Channel::fingerprint(), &f, sizeof f); }
 
   // Blocks until `posted` is done.
   void wait(Posted& posted);
-  // Waits for a payload receive and marks the time of the first.
+  // Waits for a payload receive and marks the times of the first and the last.
   const std::byte* wait_bytes(Posted& posted);
 
   int64_t first_byte_ns() const { return first_byte_ns_; }
+  int64_t last_byte_ns() const { return last_byte_ns_; }
+  // Payload posted so far.
+  uint64_t sent_bytes() const { return sent_bytes_; }
 
  private:
   Posted post_send(int to, Channel c, const void* data, size_t bytes) {
@@ -95,6 +101,8 @@ class Wire {
   Channel channel_;
   Patience& patience_;
   int64_t first_byte_ns_ = 0;
+  int64_t last_byte_ns_ = 0;
+  uint64_t sent_bytes_ = 0;
 };
 
 }  // namespace rz::comm

@@ -18,6 +18,13 @@ struct WireCount {
     return {sent_bytes - o.sent_bytes, received_bytes - o.received_bytes, sent_messages - o.sent_messages,
             received_messages - o.received_messages};
   }
+  WireCount& operator+=(const WireCount& o) {
+    sent_bytes += o.sent_bytes;
+    received_bytes += o.received_bytes;
+    sent_messages += o.sent_messages;
+    received_messages += o.received_messages;
+    return *this;
+  }
   bool operator==(const WireCount&) const = default;
 };
 

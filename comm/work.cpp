@@ -2,14 +2,25 @@
 
 #include <chrono>
 
+#include "comm/control.h"
 #include "comm/error.h"
+#include "comm/wire.h"
 #include "comm/work_state.h"
 #include "runtime/core/device.h"
 
 namespace rz::comm {
 
-int64_t steady_now_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+void Work::State::note(const Fingerprint& print, const Group& group) {
+  trace::Recorder* recorder = trace::current();
+  if (recorder == nullptr || !recorder->recording()) return;
+  record.name = recorder->intern(print.name());
+  record.kind = static_cast<uint8_t>(print.kind);
+  record.order = static_cast<uint8_t>(print.order);
+  record.group = group.id;
+  record.sequence = print.sequence;
+  record.bytes = print.count * size_bytes(print.dtype);
+  record.number = recorder->issue(group.id, group.members);
+  log = recorder->log();
 }
 
 void Work::State::start() {
@@ -17,11 +28,20 @@ void Work::State::start() {
   times.started_ns = steady_now_ns();
 }
 
-void Work::State::finish(int64_t first_byte_ns, std::string failure) {
+void Work::State::finish(const Moved& moved, std::string failure) {
   {
     std::lock_guard lock(mutex);
-    times.first_byte_ns = first_byte_ns;
+    times.first_byte_ns = moved.first_byte_ns;
     times.done_ns = steady_now_ns();
+    if (log) {
+      record.queued_ns = times.queued_ns;
+      record.started_ns = times.started_ns;
+      record.first_byte_ns = moved.first_byte_ns;
+      record.last_byte_ns = moved.last_byte_ns;
+      record.done_ns = times.done_ns;
+      record.sent_bytes = moved.sent_bytes;
+      log->push(record);
+    }
     error = std::move(failure);
     is_done = true;
   }
@@ -30,21 +50,28 @@ void Work::State::finish(int64_t first_byte_ns, std::string failure) {
 
 void Work::wait() const {
   if (!state_) return;
+  trace::Recorder* recorder = state_->record.number >= 0 ? trace::current() : nullptr;
+  const int64_t begin_ns = recorder != nullptr ? steady_now_ns() : 0;
+  state_->wait();
+  if (recorder != nullptr) recorder->wait(state_->record.number, begin_ns, steady_now_ns());
+}
+
+void Work::State::wait() {
   constexpr std::chrono::milliseconds kSlice{100};
-  std::unique_lock lock(state_->mutex);
+  std::unique_lock lock(mutex);
   // The progress thread ends every operation within its deadline. Should it hang itself (inside the MPI library, say), its
   // beats stop: that is counted in slices that this thread has lived through, so that a stopped process is not blamed.
-  uint64_t beats = state_->pulse->beats.load(std::memory_order_relaxed);
+  uint64_t beats = pulse->beats.load(std::memory_order_relaxed);
   double silent_s = 0;
-  while (!state_->ended.wait_for(lock, kSlice, [&] { return state_->is_done; })) {
-    const uint64_t now = state_->pulse->beats.load(std::memory_order_relaxed);
+  while (!ended.wait_for(lock, kSlice, [&] { return is_done; })) {
+    const uint64_t now = pulse->beats.load(std::memory_order_relaxed);
     silent_s = now == beats ? silent_s + 0.1 : 0;
     beats = now;
-    if (silent_s > state_->pulse->deadline_s + 2) {
-      throw CommError(fmt::format("{}: this rank's progress thread has not moved for {:.1f} s", state_->what, silent_s));
+    if (silent_s > pulse->deadline_s + 2) {
+      throw CommError(fmt::format("{}: this rank's progress thread has not moved for {:.1f} s", what, silent_s));
     }
   }
-  if (!state_->error.empty()) throw CommError(state_->error);
+  if (!error.empty()) throw CommError(error);
 }
 
 bool Work::done() const {

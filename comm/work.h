@@ -7,13 +7,15 @@
 #include <memory>
 #include <string>
 
+#include "runtime/core/trace.h"
+
 namespace rz {
 class Stream;
 }
 
 namespace rz::comm {
 
-// Steady-clock nanoseconds; 0 = has not happened.
+// On the clock of steady_now_ns(); 0 = has not happened.
 struct WorkTimes {
   int64_t queued_ns = 0;      // the caller issued it
   int64_t started_ns = 0;     // the progress thread began it
@@ -27,7 +29,7 @@ class Work {
   Work() = default;
 
   // Blocks until the operation is done on this rank: results are in place and buffers are the caller's again.
-  // Throws CommError if it failed; every call does.
+  // Throws CommError if it failed; every call does. The wait is recorded where a recorder is attached (runtime/core/trace.h).
   void wait() const;
 
   // Has it ended, well or not? Never blocks, never throws.
@@ -45,8 +47,5 @@ class Work {
  private:
   std::shared_ptr<State> state_;
 };
-
-// Now, on the clock of WorkTimes.
-int64_t steady_now_ns();
 
 }  // namespace rz::comm

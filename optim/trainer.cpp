@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 
+#include "runtime/core/trace.h"
+
 namespace rz::optim {
 
 Trainer::Trainer(ShardedModel& model, ShardedOptimizer& optimizer, const Schedule& schedule, double clip_norm, const LossScaling& scaling)
@@ -14,7 +16,10 @@ Trainer::Trainer(ShardedModel& model, ShardedOptimizer& optimizer, const Schedul
 
 MicroLoss Trainer::compute(int64_t micro_batch, const std::function<MicroLoss(int64_t)>& forward) {
   model_.begin_micro_batch(micro_batch);
-  const MicroLoss micro = forward(micro_batch);
+  const MicroLoss micro = [&] {
+    const trace::Scope activity(trace::Activity::forward);
+    return forward(micro_batch);
+  }();
   model_.backward(micro.loss, scaler_.scale(), micro.counts);
   return micro;
 }
@@ -84,7 +89,6 @@ StepResult Trainer::step(int64_t step, const std::function<MicroLoss(int64_t)>& 
   const double clip = clip_norm_ > 0 && result.gradient_norm > clip_norm_ ? clip_norm_ / (result.gradient_norm + 1e-6) : 1.0;
   // Adam's bias correction counts the updates made, not the steps tried.
   optimizer_.update(step + 1 - scaler_.skipped_steps(), result.learning_rate, clip / result.loss_scale);
-  model_.publish();
   scaler_.applied();
   return result;
 }

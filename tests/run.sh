@@ -11,7 +11,7 @@ prepare_environment
 
 # Ranks as threads show ThreadSanitizer everything; Open MPI's own threads would drown it. What is slow without a sanitizer is
 # too slow with one.
-declare -A left_out=([release]="nightly" [dev]="nightly|slow" [tsan]="nightly|slow|mpi")
+declare -A left_out=([release]="nightly|hosts" [dev]="nightly|slow" [tsan]="nightly|slow|mpi")
 for preset in release dev tsan; do
   if phase "build $preset" build "$preset"; then
     phase "test $preset, without $(tr '|' ' ' <<<"${left_out[$preset]}")" ctest_of "$preset" -LE "${left_out[$preset]}" || true
@@ -20,5 +20,10 @@ for preset in release dev tsan; do
   fi
 done
 
+if reason=$(bash tools/hosts.sh --check 2>&1); then
+  phase "test release, several hosts" ctest_of release -L hosts || true
+else
+  not_run "tests labelled hosts" "${reason#not run: }"
+fi
 not_run "tests labelled nightly" "they take long; run tests/nightly.sh"
 finish

@@ -51,6 +51,7 @@ class Validator {
     sharding();
     communication();
     sample();
+    experiment();
   }
 
  private:
@@ -164,6 +165,7 @@ class Validator {
     within("training.clip_norm", t.clip_norm(), kNotNegative);
     within("training.ema_decay", t.ema_decay(), kBelowOne);
     within("training.save_every", t.save_every(), 0, kMaxSteps);
+    within("training.trace_steps", t.trace_steps(), 0, 100'000);
     within("training.memory_limit_mb", t.memory_limit_mb(), kNotNegative);
     if (t.precision() == ringzero::Training::F16) loss_scaling(t.loss_scaling());
   }
@@ -212,6 +214,8 @@ class Validator {
     require_match(reduce == ringzero::Training::F32 || reduce == precision, "sharding.reduce_dtype", "training.precision",
                   "is {}, but training.precision is {}; valid: F32 or the same", ringzero::Training::Precision_Name(reduce),
                   ringzero::Training::Precision_Name(precision));
+    within("sharding.prefetch", job_.sharding().prefetch(), 0, 1024);
+    within("sharding.prefetch_mb", job_.sharding().prefetch_mb(), {.high = 1 << 20});
     within("sharding.group_size", job_.sharding().group_size(), 0, kMaxCount);
   }
 
@@ -235,6 +239,11 @@ class Validator {
     within("sample.temperature", s.temperature(), kNotNegative);
     within("sample.top_k", s.top_k(), 0, kMaxCount);
     within("sample.top_p", s.top_p(), {.high = 1, .without_low = true});
+  }
+
+  void experiment() const {
+    within("experiment.slow_rank", job_.experiment().slow_rank(), -1, kMaxCount);
+    within("experiment.slow_factor", job_.experiment().slow_factor(), {.low = 1, .high = 1000});
   }
 
   const ringzero::Job& job_;

@@ -5,6 +5,7 @@
 
 #include "models/data/load.h"
 #include "runtime/autograd/grad_mode.h"
+#include "runtime/core/trace.h"
 
 namespace rz::tools {
 
@@ -56,7 +57,10 @@ LanguageTask::LanguageTask(const ringzero::Job& job, models::TokenDataset datase
 
 optim::MicroLoss LanguageTask::train_loss(int64_t step, models::SampleRange samples, int64_t global_samples) {
   const int64_t context = model_.config().context;
-  const auto batch = models::make_train_batch(dataset_, seed_, step, samples.begin, samples.count(), context);
+  const auto batch = [&] {
+    const trace::Scope activity(trace::Activity::data);
+    return models::make_train_batch(dataset_, seed_, step, samples.begin, samples.count(), context);
+  }();
   const double scale = 1.0 / static_cast<double>(global_samples * context);
   auto result = model_.loss(batch.inputs, batch.targets, scale, {seed_, static_cast<uint64_t>(step), static_cast<uint64_t>(samples.begin)});
   return {std::move(result.loss), result.sum, result.count};

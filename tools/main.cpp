@@ -7,8 +7,10 @@
 #include "tools/collectives_command.h"
 #include "tools/console.h"
 #include "tools/memory_command.h"
+#include "tools/overlap/overlap_command.h"
 #include "tools/plan_command.h"
 #include "tools/sample_command.h"
+#include "tools/sampler_command.h"
 #include "tools/train_command.h"
 #include "tools/version.h"
 
@@ -19,9 +21,11 @@ int main(int argc, char** argv) {
   int exit_code = 0;
   rz::tools::add_train_command(app, exit_code);
   rz::tools::add_sample_command(app, exit_code);
+  rz::tools::add_sampler_command(app);
   rz::tools::add_collectives_command(app);
   rz::tools::add_plan_command(app);
   rz::tools::add_memory_command(app);
+  rz::tools::add_overlap_command(app);
   try {
     rz::tools::require_cpu();
     app.parse(argc, argv);

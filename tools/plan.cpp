@@ -55,6 +55,7 @@ Plan make_plan(const ringzero::Job& given, const PlanOptions& options) {
   check_same_job(job, *task, comm);
   Session session(job, std::move(task), comm);
   for (int64_t step = 0; step < std::min(kSteps, job.training().steps()); ++step) session.train_step(step);
+  session.meter().finish();
   if (options.through) {
     session.evaluate();
     pretend_to_save(session, options.ranks);

@@ -19,7 +19,6 @@ namespace {
 
 constexpr int64_t kTokensAtOnce = 4096;  // in a validation forward: large enough to be fast, small enough for any machine
 
-
 optim::Schedule make_schedule(const ringzero::Schedule& m, int64_t steps) {
   optim::Schedule s;
   s.kind = m.kind() == ringzero::Schedule::CONSTANT ? optim::Schedule::Kind::constant
@@ -73,7 +72,7 @@ std::unique_ptr<optim::Optimizer> make_optimizer(const ringzero::Optimizer& mess
   return optim::make_adam({m.beta1(), m.beta2(), m.epsilon(), m.weight_decay(), true});
 }
 
-optim::ShardingOptions sharding_options(const ringzero::Job& job, int ranks) {
+optim::ShardingOptions sharding_options(const ringzero::Job& job, int rank, int ranks) {
   optim::ShardingOptions o;
   o.policy = optim::policy_of_stage(job.sharding().stage());
   o.precision = {dtype_of_precision(job.training().precision()), dtype_of_precision(job.sharding().reduce_dtype())};
@@ -86,7 +85,13 @@ optim::ShardingOptions sharding_options(const ringzero::Job& job, int ranks) {
     o.exact_micro_batches = micro_batches(job).count();
     o.accumulation.micro_batches = micro_batches(job).rounds(ranks);
   }
+  o.overlap = job.sharding().overlap();
+  o.prefetch = static_cast<int>(job.sharding().prefetch());
+  o.prefetch_bytes = static_cast<int64_t>(job.sharding().prefetch_mb() * (1 << 20));
   o.seed = job.seed();
+  o.experiment.late_bucket = job.experiment().late_bucket();
+  // A dry run has no time to lose.
+  if (job.experiment().slow_rank() == rank && !dry_run()) o.experiment.slow_factor = job.experiment().slow_factor();
   return o;
 }
 
@@ -111,23 +116,32 @@ Session::Session(const ringzero::Job& job, std::unique_ptr<Task> task, comm::Com
     : job_(job),
       comm_(comm),
       task_(std::move(task)),
-      sharded_(task_->module(), comm, sharding_options(job, comm.size())),
+      sharded_(task_->module(), comm, sharding_options(job, comm.rank(), comm.size())),
       optimizer_(sharded_, make_optimizer(job.optimizer()), job.optimizer().decay_all(), job.training().ema_decay()),
       trainer_(sharded_, optimizer_, make_schedule(job.schedule(), job.training().steps()), job.training().clip_norm(),
                loss_scaling(job.training())),
-      meter_(sharded_) {}
+      meter_(sharded_) {
+  if (job.training().trace_steps() > 0)
+    recorder_.emplace(RankContext::current()->shared_memory(), static_cast<size_t>(job.training().trace_steps()));
+}
 
 optim::StepResult Session::train_step(int64_t step) {
   const auto& t = job_.training();
   const models::SampleRange mine = models::sample_range(t.batch(), comm_.rank(), comm_.size());
-  meter_.begin();
+  meter_.begin_step();
+  const trace::Attach attach(recorder_ ? &*recorder_ : nullptr);
+  if (recorder_) recorder_->begin_step(step);
   const auto result = trainer_.step(step, [&](int64_t micro) {
     if (sums_exactly(job_)) return exact_loss(step, micro);
     const models::SampleRange part = models::sample_range(mine.count(), static_cast<int>(micro), static_cast<int>(t.accumulate()));
     return task_->train_loss(step, {mine.begin + part.begin, mine.begin + part.end}, t.batch());
   });
-  meter_.end();
-  if (t.check_replicas()) sharded_.check_replicas();
+  if (recorder_) recorder_->end_step();
+  meter_.end_step();
+  if (t.check_replicas()) {
+    const optim::StepMeter::Pause pause(meter_);
+    sharded_.check_replicas();
+  }
   return result;
 }
 
@@ -144,6 +158,7 @@ optim::MicroLoss Session::exact_loss(int64_t step, int64_t round) {
 }
 
 double Session::evaluate() {
+  const optim::StepMeter::Pause pause(meter_);
   PhaseScope phase(Phase::evaluate);
   if (optimizer_.has_average()) optimizer_.swap_average();
   int64_t samples = task_->evaluation_samples();
@@ -170,6 +185,7 @@ double Session::evaluate() {
   optim::all_reduce_exactly(comm_, global, "validation loss");
   loss.value = global[0];
   if (optimizer_.has_average()) optimizer_.swap_average();
+  sharded_.settle();  // that publication is the evaluation's, not a step's
   return loss.to_double() / static_cast<double>(global[1]);
 }
 

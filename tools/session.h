@@ -3,12 +3,14 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "optim/checkpoint/checkpoint.h"
 #include "optim/plan/reading.h"
 #include "optim/trainer.h"
 #include "proto/job.pb.h"
+#include "runtime/core/trace.h"
 #include "tools/task.h"
 
 namespace rz::tools {
@@ -17,8 +19,8 @@ namespace rz::tools {
 int threads_of(const ringzero::Job& job, const comm::Communicator& comm);
 
 std::unique_ptr<optim::Optimizer> make_optimizer(const ringzero::Optimizer& message);
-// How `ranks` ranks share the job.
-optim::ShardingOptions sharding_options(const ringzero::Job& job, int ranks);
+// How `ranks` ranks share the job; `rank` is this one.
+optim::ShardingOptions sharding_options(const ringzero::Job& job, int rank, int ranks);
 
 // ConfigError when some rank would have nothing to do.
 void check_batch(const ringzero::Job& job, int ranks);
@@ -42,7 +44,9 @@ class Session {
   optim::ShardedModel& sharded() { return sharded_; }
   optim::ShardedOptimizer& optimizer() { return optimizer_; }
   optim::Trainer& trainer() { return trainer_; }
-  const optim::StepMeter& meter() const { return meter_; }
+  optim::StepMeter& meter() { return meter_; }
+  // What the last steps did and when; null when the job keeps no trace.
+  trace::Recorder* recorder() { return recorder_ ? &*recorder_ : nullptr; }
 
  private:
   optim::MicroLoss exact_loss(int64_t step, int64_t round);
@@ -54,6 +58,7 @@ class Session {
   optim::ShardedOptimizer optimizer_;
   optim::Trainer trainer_;
   optim::StepMeter meter_;
+  std::optional<trace::Recorder> recorder_;
 };
 
 }  // namespace rz::tools

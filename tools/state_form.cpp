@@ -14,7 +14,7 @@ std::string StateForm::text() const {
 }
 
 StateForm state_form(const ringzero::Job& job, int64_t stage, int ranks) {
-  const optim::ShardingOptions options = sharding_options(job, ranks);
+  const optim::ShardingOptions options = sharding_options(job, 0, ranks);
   const optim::ShardingPolicy policy = optim::policy_of_stage(stage);
   const auto word = static_cast<double>(size_bytes(options.precision.weights));
   constexpr double kFloat = 4;

@@ -6,6 +6,7 @@
 #include <array>
 #include <chrono>
 #include <cstdio>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <thread>
@@ -13,6 +14,7 @@
 #include "comm/error.h"
 #include "optim/checkpoint/agreement.h"
 #include "optim/checkpoint/checkpoint.h"
+#include "runtime/core/host.h"
 #include "runtime/core/memory_limit.h"
 #include "runtime/core/parallel.h"
 #include "runtime/core/rank_context.h"
@@ -23,6 +25,7 @@
 #include "tools/language_task.h"
 #include "tools/loss_chart.h"
 #include "tools/memory_fit.h"
+#include "tools/overlap/trace_file.h"
 #include "tools/progress.h"
 #include "tools/resident.h"
 #include "tools/run_directory.h"
@@ -54,7 +57,11 @@ class Run {
         session_(job_, checked_task(), comm) {}
 
   void execute() {
-    open();
+    {
+      const optim::StepMeter::Pause pause(session_.meter());
+      open();
+      if (session_.recorder() != nullptr) probe_ = comm_.probe();
+    }
     const auto& t = job_.training();
     const auto start = Clock::now();
     for (int64_t step = first_step_; step < t.steps(); ++step) {
@@ -65,8 +72,10 @@ class Run {
       record_step(done, evaluate_now);
       if (t.save_every() > 0 && done % t.save_every() == 0 && done < t.steps()) save(done);
     }
+    session_.meter().finish();
     if (first_step_ >= t.steps()) validation_loss_ = session_.evaluate();
     save(t.steps());
+    write_trace();
     if (progress_) progress_->finish();
     finish(seconds_since(start));
   }
@@ -159,6 +168,7 @@ class Run {
   }
 
   void save(int64_t done) {
+    const optim::StepMeter::Pause pause(session_.meter());
     PhaseScope phase(Phase::save);
     checkpoint::CheckpointInfo info;
     info.step = done;
@@ -178,6 +188,25 @@ class Run {
     const auto result = checkpoint::save(checkpoint::real_file_system(), RunDirectory::checkpoint_path(path_), info, slices, comm_);
     if (speaker_)
       for (const auto& note : result.notes) std::fprintf(stderr, "ringzero: %s\n", note.c_str());
+  }
+
+  // Each rank its own, beside its shards of the checkpoint.
+  void write_trace() {
+    trace::Recorder* recorder = session_.recorder();
+    if (recorder == nullptr) return;
+    recorder->collect();
+    on_rank_zero(comm_, "trace directory", [&] { std::filesystem::create_directories(trace_directory(path_)); });
+    RankTrace t = rank_trace_of(*recorder);
+    t.rank = comm_.rank();
+    t.size = comm_.size();
+    t.threads = thread_count();
+    t.cores = static_cast<int>(std::thread::hardware_concurrency());
+    t.host = host_name();
+    t.clock_offset_ns = probe_.clock_offset_ns;
+    t.clock_error_ns = probe_.clock_error_ns;
+    t.probe = {probe_.latency_ns, probe_.bytes_per_s};
+    t.job_text = effective_text(job_);
+    tools::write_trace(trace_path(path_, comm_.rank()), t);
   }
 
   void finish(double wall_seconds) {
@@ -246,6 +275,7 @@ class Run {
   double step_seconds_ = 0;
   double validation_loss_ = 0;
   optim::StepResult last_;
+  comm::ProbeResult probe_;
 };
 
 }  // namespace

@@ -40,12 +40,30 @@ struct StepTraffic {
   uint64_t sent_bytes() const;                                    // without scalars
 };
 
-// Adds up steps: begin() before one, end() after it. Its memory is the window of the rank's tracker.
+// Adds up what steps send and receive, and keeps the last one's memory. A step's share of the wire runs from the end of one gradient
+// exchange to the end of the next, when nothing is on its way: the publication of a step is counted with the step after it.
 class StepMeter {
  public:
-  explicit StepMeter(ShardedModel& model) : model_(model) {}
-  void begin();
-  void end();
+  explicit StepMeter(ShardedModel& model) : model_(model), before_(model.exchanged()), scalars_before_(model.scalar_bytes_sent()) {}
+  // Before each step: its memory is the window of this rank's tracker.
+  void begin_step();
+  // After each step.
+  void end_step();
+  // After the last: its publication joins it. COLLECTIVE.
+  void finish();
+
+  // What is sent while one lives belongs to no step (evaluation, checks, checkpoints); it must be done by its end. COLLECTIVE.
+  class Pause {
+   public:
+    explicit Pause(StepMeter& meter);
+    ~Pause();
+    Pause(const Pause&) = delete;
+    Pause& operator=(const Pause&) = delete;
+
+   private:
+    StepMeter& meter_;
+    comm::WireStats start_;
+  };
   int64_t steps() const { return steps_; }
   const StepTraffic& last() const { return last_; }
   // Sent in all steps together, without scalars.
@@ -58,7 +76,7 @@ class StepMeter {
  private:
   ShardedModel& model_;
   comm::WireStats before_;
-  uint64_t scalars_before_ = 0;
+  uint64_t scalars_before_;
   StepTraffic last_;
   MemoryPeak memory_;
   int64_t memory_constant_since_ = 0;

@@ -4,21 +4,26 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cmath>
 #include <limits>
 #include <map>
 #include <set>
+#include <thread>
 
 #include "runtime/autograd/engine.h"
 #include "runtime/autograd/grad_mode.h"
 #include "runtime/autograd/node.h"
+#include "runtime/core/rank_context.h"
+#include "runtime/core/trace.h"
 #include "runtime/kernels/backend.h"
 
 namespace rz::optim {
 
 ShardedModel::ShardedModel(nn::Module& model, comm::Communicator& comm, const ShardingOptions& options)
-    : model_(model), comm_(comm), groups_(comm, options.group_size), options_(options) {
+    : model_(model), comm_(comm), groups_(comm, options.group_size), options_(options), slowdown_(options.experiment.slow_factor) {
   RZ_CHECK(options.accumulation.micro_batches >= 1, "{} micro-batches", options.accumulation.micro_batches);
+  if (!options_.overlap) options_.prefetch = 0;
   RZ_CHECK(options.prefetch >= 0 && options.reductions_in_flight >= 1, "prefetch {} and {} reductions in flight", options.prefetch,
            options.reductions_in_flight);
   options.precision.check();
@@ -44,6 +49,12 @@ ShardedModel::ShardedModel(nn::Module& model, comm::Communicator& comm, const Sh
     for (size_t u = units_.size(); u-- > 0;)
       if (units_[u]->trainable() && units_[u]->outermost() == outermost) reduce_order_.push_back(u);
   map_units();
+  const auto is_late = [&](const auto& unit) { return unit->name() == options_.experiment.late_bucket; };
+  if (!options_.experiment.late_bucket.empty() && std::ranges::none_of(units_, is_late)) {
+    std::vector<std::string> names;
+    for (const auto& unit : units_) names.push_back(unit->name());
+    throw ConfigError(fmt::format("there is no bucket '{}' to be late; valid: {}", options_.experiment.late_bucket, fmt::join(names, ", ")));
+  }
 }
 
 ShardedModel::~ShardedModel() {
@@ -51,6 +62,7 @@ ShardedModel::~ShardedModel() {
 }
 
 void ShardedModel::map_units() {
+  gather_follows_.assign(units_.size(), 0);
   std::map<size_t, UnitSpan*> last_user;
   for (const nn::Unit& unit : model_.units()) {
     unit.module->set_unit_observer(this);
@@ -58,15 +70,35 @@ void ShardedModel::map_units() {
     for (const nn::Parameter* p : unit.module->parameters())
       buckets.insert(places_[static_cast<size_t>(autograd::find_meta(p->value)->leaf_index)].unit);
     UnitSpan& span = spans_[unit.module];
+    span.name = unit.name;
     span.buckets.assign(buckets.begin(), buckets.end());
+    if (!buckets.empty()) gather_follows_[*buckets.begin()] = 1;
     for (size_t b : buckets) last_user[b] = &span;
   }
   for (auto& [bucket, span] : last_user) span->last_used_here.push_back(bucket);
+  // Backward ends with the first unit: nothing is gathered after that.
+  for (size_t b = 0; b < units_.size(); ++b) {
+    if (units_[b]->outermost() || !units_[b]->trainable()) continue;
+    gather_follows_[b] = 0;
+    break;
+  }
+}
+
+void ShardedModel::Slowdown::begin() { since_ns_ = factor_ > 1 ? steady_now_ns() : 0; }
+
+void ShardedModel::Slowdown::end() {
+  if (since_ns_ == 0) return;
+  const double extra_ns = (factor_ - 1) * static_cast<double>(steady_now_ns() - since_ns_);
+  since_ns_ = 0;
+  std::this_thread::sleep_for(std::chrono::nanoseconds(static_cast<int64_t>(extra_ns)));
 }
 
 void ShardedModel::begin_step() {
   micro_batch_ = 0;
   if (exact_) exact_->begin_attempt();
+  for (auto& unit : units_)
+    if (unit->outermost()) unit->start_gather();
+  prefetch(-1, 1);
   for (auto& unit : units_)
     if (unit->outermost()) unit->gather();
 }
@@ -74,31 +106,72 @@ void ShardedModel::begin_step() {
 void ShardedModel::begin_micro_batch(int64_t index) {
   RZ_CHECK(index >= 0 && index < options_.accumulation.micro_batches, "micro-batch {} of {}", index, options_.accumulation.micro_batches);
   micro_batch_ = index;
+  if (index > 0) prefetch(-1, 1);
 }
 
-void ShardedModel::gather_for(const UnitSpan& span, bool forward) {
-  if (!options_.policy.parameters || span.buckets.empty()) return;
+void ShardedModel::gather_for(const UnitSpan& span, int direction) {
+  if (span.buckets.empty()) return;
   for (size_t b : span.buckets) units_[b]->gather();
-  // Ahead of use: the next buckets in the direction of travel.
-  for (int ahead = 1; ahead <= options_.prefetch; ++ahead) {
-    const auto next = forward ? static_cast<int64_t>(span.buckets.back()) + ahead : static_cast<int64_t>(span.buckets.front()) - ahead;
-    if (next < 0 || next >= static_cast<int64_t>(units_.size())) break;
+  prefetch(static_cast<int64_t>(direction > 0 ? span.buckets.back() : span.buckets.front()), direction);
+}
+
+void ShardedModel::prefetch(int64_t from, int direction) {
+  if (!options_.policy.parameters) return;
+  const auto bytes_of = [](const ShardedUnit& unit) {
+    return unit.layout().padded_elements() * static_cast<int64_t>(size_bytes(unit.layout().entries().front().parameter->value.dtype()));
+  };
+  int64_t held = 0;
+  for (const auto& unit : units_)
+    if (!unit->outermost() && !unit->sharded()) held += bytes_of(*unit);
+  int left = options_.prefetch;
+  for (int64_t next = from + direction; left > 0 && next >= 0 && next < static_cast<int64_t>(units_.size()); next += direction) {
     ShardedUnit& unit = *units_[static_cast<size_t>(next)];
-    if (!unit.outermost()) unit.start_gather();
+    if (unit.outermost()) continue;
+    --left;
+    if (!unit.sharded()) continue;
+    held += bytes_of(unit);
+    if (options_.prefetch_bytes > 0 && held > options_.prefetch_bytes) return;
+    unit.start_gather();
   }
 }
 
 Tensor ShardedModel::run(nn::Module& unit, std::vector<Tensor> inputs, const nn::UnitForward& forward) {
+  using trace::Activity;
   const UnitSpan& span = spans_.at(&unit);
-  gather_for(span, true);
-  Tensor output = forward(inputs);
-  if (!options_.policy.parameters) return output;
-  for (size_t b : span.last_used_here) units_[b]->release();
-  if (!autograd::needs_grad({output})) return output;
-  // A boundary on the unit's output runs in backward just before the unit's own nodes.
+  const bool records = autograd::grad_enabled();
+  // Boundaries in the graph: backward meets `leave` just before the unit's own nodes, and `enter` just after them.
+  if (records && !inputs.empty() && autograd::needs_grad({inputs[0]})) {
+    Tensor bounded = inputs[0].view_alias();
+    inputs[0] = autograd::record("unit end", bounded, {inputs[0]}, [this](const Tensor& grad, autograd::InputGradients& in) {
+      slowdown_.end();
+      slowdown_.begin();
+      if (trace::Recorder* recorder = trace::current()) recorder->set({Activity::backward, trace::kNoName});
+      in.add(0, grad);
+    });
+  }
+  Tensor output;
+  {
+    gather_for(span, 1);
+    // Units run in backward too, where their forward is computed again: that is backward's time.
+    const bool again = RankContext::current()->memory().phase() == Phase::backward;
+    const trace::Scope scope(again ? Activity::backward : Activity::forward, span.name);
+    slowdown_.begin();
+    output = forward(inputs);
+    slowdown_.end();
+  }
+  if (options_.policy.parameters) {
+    for (size_t b : span.last_used_here) units_[b]->release();
+  }
+  if (!records || !autograd::needs_grad({output})) return output;
+  // The way back begins at the last unit: its weights come again while the head and the loss are computed.
+  if (!span.buckets.empty() && span.buckets.back() + 1 == units_.size()) prefetch(static_cast<int64_t>(units_.size()), -1);
   Tensor bounded = output.view_alias();
   return autograd::record("unit boundary", bounded, {output}, [this, &span](const Tensor& grad, autograd::InputGradients& in) {
-    gather_for(span, false);
+    slowdown_.end();
+    gather_for(span, -1);
+    if (reduces_now()) launch_ready_reductions(false);
+    if (trace::Recorder* recorder = trace::current()) recorder->set({Activity::backward, recorder->intern(span.name)});
+    slowdown_.begin();
     in.add(0, grad);
   });
 }
@@ -112,18 +185,25 @@ autograd::GradientTarget ShardedModel::target(autograd::AutogradMeta& leaf) {
 void ShardedModel::ready(autograd::AutogradMeta& leaf) {
   const Place place = places_[static_cast<size_t>(leaf.leaf_index)];
   ShardedUnit& unit = *units_[place.unit];
+  if (trace::Recorder* recorder = trace::current()) recorder->ready(recorder->intern(unit.layout().entries()[place.entry].parameter->name));
   if (!unit.entry_ready(place.entry)) return;
+  if (trace::Recorder* recorder = trace::current()) recorder->ready(recorder->intern(unit.name()), trace::Event::Kind::bucket_ready);
   if (!unit.outermost()) unit.release();
   unit.fold(counts_);
-  if (reduces_now()) launch_ready_reductions(false);
+  // Where backward is about to gather the next unit's weights, that goes first: see the boundary in run().
+  if (reduces_now() && !(options_.policy.parameters && gather_follows_[place.unit] != 0)) launch_ready_reductions(false);
 }
 
 void ShardedModel::launch_ready_reductions(bool all) {
   while (reduce_cursor_ < reduce_order_.size()) {
     ShardedUnit& unit = *units_[reduce_order_[reduce_cursor_]];
-    if (!all && !unit.all_ready()) return;
+    if (!all && (!unit.all_ready() || unit.name() == options_.experiment.late_bucket)) return;
     unit.start_reduce();
     ++reduce_cursor_;
+    if (!options_.overlap) {
+      unit.finish_reduce();
+      finished_cursor_ = reduce_cursor_;
+    }
     // Transient buffers: the oldest is waited for here, at a place that does not depend on timing.
     while (unit.reduction_is_transient() && reduce_cursor_ - finished_cursor_ > static_cast<size_t>(options_.reductions_in_flight))
       units_[reduce_order_[finished_cursor_++]]->finish_reduce();
@@ -138,6 +218,7 @@ void ShardedModel::backward(const Tensor& loss, double scale, bool counts) {
   finished_cursor_ = 0;
   if (loss.defined()) {
     PhaseScope phase(Phase::backward);
+    const trace::Scope activity(trace::Activity::backward);
     autograd::BackwardOptions backward_options;
     backward_options.sink = this;
     // The loss is scaled where backward starts: no gradient is ever smaller than its scaled value.
@@ -145,7 +226,9 @@ void ShardedModel::backward(const Tensor& loss, double scale, bool counts) {
       CategoryScope category(Category::activation_gradient);
       backward_options.grad = Tensor::full(loss.shape(), scale, loss.dtype(), "loss scale");
     }
+    slowdown_.begin();
     autograd::backward(loss, backward_options);
+    slowdown_.end();
   }
   {
     PhaseScope phase(Phase::reduce);
@@ -250,10 +333,13 @@ void ShardedModel::reduce_scalars(std::span<double> values) {
   comm_.all_reduce(values.data(), values.size(), DType::f64, comm::ReduceOp::sum, {.name = "scalars", .order = options_.order}).wait();
 }
 
-void ShardedModel::publish() {
+void ShardedModel::publish(ShardedUnit& unit) {
   PhaseScope phase(Phase::publish);
-  for (auto& unit : units_)
-    if (unit->trainable()) unit->start_publish();
+  unit.start_publish();
+  if (!options_.overlap) unit.finish_publish();
+}
+
+void ShardedModel::settle() {
   for (auto& unit : units_) unit->finish_publish();
 }
 

@@ -3,8 +3,12 @@
 // fixed order while backward goes on), and hands out what this rank updates.
 //
 // A step:   begin_step(); for each micro-batch { begin_micro_batch(i); loss = model(...); backward(loss); }
-//           reduce_scalars(...); optimizer update of every unit; publish().
-// * The order of collectives is the same on every rank: forward order for gathers, reverse registration for reductions (D5).
+//           reduce_scalars(...); for each unit { update; publish(unit); }.
+// * The order of collectives is the same on every rank: forward order for gathers and publications, reverse registration for
+//   reductions (D5). What is needed next goes first: a unit's reduction is issued after the gather of the weights that backward
+//   needs next. The order is that of the calls, never of readiness on some rank.
+// * Communication runs beside compute: reductions beside the rest of backward, gathers `prefetch` buckets ahead of use,
+//   publications beside the next forward, which waits for each unit's weights where it comes to them.
 // * For a given bucket layout the results are the same bits under every policy (D4).
 // * When memory for transient buffers is taken and given back depends on the order of calls only, never on timing.
 // One thread per rank.
@@ -12,13 +16,21 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
+#include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "optim/shard/sharded_unit.h"
 
 namespace rz::optim {
+
+// Troubles planted on purpose, to see whether a report finds them. They change no bit of the results.
+struct Experiment {
+  double slow_factor = 1;   // this rank's forwards and backwards take so many times as long
+  std::string late_bucket;  // its reduction, and those after it, wait for the end of backward; empty = none
+};
 
 struct ShardingOptions {
   ShardingPolicy policy;
@@ -28,9 +40,12 @@ struct ShardingOptions {
   comm::Order order = comm::Order::ring;
   int64_t exact_micro_batches = 0;      // above 0: order-independent sums of so many micro-batches, over all ranks, in a step
   int64_t group_size = 0;               // shards lie within groups of so many neighbours, groups hold replicas; 0: one group
+  bool overlap = true;                  // false: every collective is waited for where it is issued; the same bits
   int prefetch = 1;                     // buckets gathered ahead of use, when parameters are sharded
+  int64_t prefetch_bytes = 0;           // gathered weights held at once, the outermost unit's apart, that no prefetch may exceed; 0: any
   int reductions_in_flight = 2;         // transient gradient buffers that may wait for their reduction
   uint64_t seed = 0;                    // of the initial weights
+  Experiment experiment = {};
 };
 
 class ShardedModel final : public nn::UnitObserver, public autograd::GradientSink {
@@ -75,7 +90,10 @@ class ShardedModel final : public nn::UnitObserver, public autograd::GradientSin
   class ScalarScope {
    public:
     explicit ScalarScope(ShardedModel& model) : model_(model), before_(model.payload_bytes_sent()) {}
-    ~ScalarScope() { model_.scalar_bytes_sent_ += model_.payload_bytes_sent() - before_; }
+    ~ScalarScope() {
+      model_.scalar_bytes_sent_ += model_.payload_bytes_sent() - before_;
+      model_.exchanged_ = model_.comm_.wire_stats();
+    }
     ScalarScope(const ScalarScope&) = delete;
     ScalarScope& operator=(const ScalarScope&) = delete;
 
@@ -84,8 +102,13 @@ class ShardedModel final : public nn::UnitObserver, public autograd::GradientSin
     uint64_t before_;
   };
   uint64_t scalar_bytes_sent() const { return scalar_bytes_sent_; }
-  // After an update: every rank gets every weight it keeps. COLLECTIVE.
-  void publish();
+  // What this rank had sent and received when the last step's gradients and scalars were exchanged (before a step: so far).
+  // Nothing is on its way at that moment: the counts are those of whole collectives.
+  comm::WireStats exchanged() const { return exchanged_ ? *exchanged_ : comm_.wire_stats(); }
+  // After `unit` was updated: every rank gets every weight it keeps, by the time it needs it. COLLECTIVE.
+  void publish(ShardedUnit& unit);
+  // Waits for publications on their way. COLLECTIVE.
+  void settle();
 
   // Calls f(parameter) for every parameter, bucket by bucket, while its full value can be read. COLLECTIVE.
   void visit_weights(const std::function<void(const nn::Parameter&)>& f);
@@ -111,15 +134,30 @@ class ShardedModel final : public nn::UnitObserver, public autograd::GradientSin
     size_t unit = 0;   // of units_
     size_t entry = 0;  // of its layout
   };
-  // The buckets [begin, end) of units_ that hold a model unit's parameters, and whether a bucket ends with it.
+  // The buckets of units_ that hold a model unit's parameters, and those that no later unit uses.
   struct UnitSpan {
+    std::string name;
     std::vector<size_t> buckets;
     std::vector<size_t> last_used_here;
   };
 
+  // Stretches compute: what lies between begin() and end() takes `factor` times as long.
+  class Slowdown {
+   public:
+    explicit Slowdown(double factor) : factor_(factor) {}
+    void begin();
+    void end();
+
+   private:
+    double factor_;
+    int64_t since_ns_ = 0;  // 0 = not begun
+  };
+
   uint64_t payload_bytes_sent() const;
   void map_units();
-  void gather_for(const UnitSpan& span, bool forward);
+  void gather_for(const UnitSpan& span, int direction);
+  // Begins to gather the buckets after `from` in a direction of travel, 1 = forward, -1 = backward.
+  void prefetch(int64_t from, int direction);
   void launch_ready_reductions(bool all);
   bool last_micro_batch() const { return micro_batch_ + 1 == options_.accumulation.micro_batches; }
   bool reduces_now() const { return options_.accumulation.reduce_every || last_micro_batch(); }
@@ -132,12 +170,15 @@ class ShardedModel final : public nn::UnitObserver, public autograd::GradientSin
   std::vector<std::unique_ptr<ShardedUnit>> units_;
   std::vector<Place> places_;                            // by leaf index
   std::unordered_map<const nn::Module*, UnitSpan> spans_;
+  std::vector<char> gather_follows_;                     // by bucket: when it is ready, backward gathers the next unit's weights
   std::vector<size_t> reduce_order_;
   size_t reduce_cursor_ = 0;    // reductions launched in this backward
   size_t finished_cursor_ = 0;  // of those, waited for
   int64_t micro_batch_ = 0;
   uint64_t scalar_bytes_sent_ = 0;
+  std::optional<comm::WireStats> exchanged_;
   bool counts_ = true;          // the micro-batch in backward
+  Slowdown slowdown_;
 };
 
 }  // namespace rz::optim

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "runtime/core/trace.h"
 #include "runtime/kernels/backend.h"
 
 namespace rz::optim {
@@ -64,7 +65,9 @@ ShardedOptimizer::ShardedOptimizer(ShardedModel& model, std::unique_ptr<Optimize
 void ShardedOptimizer::update(int64_t step, double learning_rate, double gradient_scale) {
   PhaseScope phase(Phase::optimizer);
   for (UnitState& s : units_) {
+    const trace::Scope activity(trace::Activity::optimizer, s.unit->name(), s.unit->update_range().length());
     const int64_t origin = s.unit->update_range().begin;
+    s.unit->finish_publish();
     for (const auto& run : s.runs) {
       const int64_t begin = run.range.begin - origin;
       const int64_t end = run.range.end - origin;
@@ -76,6 +79,7 @@ void ShardedOptimizer::update(int64_t step, double learning_rate, double gradien
       rule_->update({step, learning_rate, gradient_scale, run.decay, rounded}, weight, gradient, state);
     }
     if (s.average.defined()) backend(s.average.device()).optimizer->ema(static_cast<float>(ema_decay_), s.average, s.weights());
+    model_.publish(*s.unit);
   }
 }
 
@@ -88,12 +92,13 @@ void ShardedOptimizer::UnitState::round_weights() const {
 void ShardedOptimizer::swap_average() {
   RZ_CHECK(has_average(), "there is no weight average to swap in");
   for (UnitState& s : units_) {
+    s.unit->finish_publish();
     Tensor weights = s.weights();
     if (!dry_run()) std::swap_ranges(weights.data<float>(), weights.data<float>() + weights.numel(), s.average.data<float>());
     weights.bump_version();
     s.round_weights();
+    model_.publish(*s.unit);
   }
-  model_.publish();
 }
 
 // `flat` holds `range` of the unit's flat buffer.
@@ -147,7 +152,7 @@ void ShardedOptimizer::finish_load(const std::vector<StateSlice>& slices) {
     Tensor weights = slice.original;
     backend(weights.device()).elementwise->copy(slice.staged, weights);
   }
-  model_.publish();
+  for (const UnitState& s : units_) model_.publish(*s.unit);
 }
 
 }  // namespace rz::optim

@@ -32,7 +32,8 @@ class ShardedOptimizer {
   // `model` must outlive it, and hold its initial weights. ema_decay 0: no average.
   ShardedOptimizer(ShardedModel& model, std::unique_ptr<Optimizer> rule, bool decay_all, double ema_decay);
 
-  // Updates weights, state and average from the reduced gradients. `step` counts from 1. Publish afterwards.
+  // Updates weights, state and average from the reduced gradients, and publishes each unit as soon as it is updated. `step` counts
+  // from 1. COLLECTIVE.
   void update(int64_t step, double learning_rate, double gradient_scale);
 
   bool has_average() const { return ema_decay_ > 0; }

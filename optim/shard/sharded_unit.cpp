@@ -67,7 +67,7 @@ ShardedUnit::ShardedUnit(BucketPlan plan, const ShardingPolicy& policy, const Pr
 }
 
 ShardedUnit::~ShardedUnit() {
-  for (const comm::Work* work : {&gather_work_, &reduce_work_, &publish_work_}) {
+  for (const comm::Work* work : {&gather_work_, &reduce_work_}) {
     try {
       work->wait();
     } catch (const comm::CommError&) {
@@ -217,12 +217,13 @@ Tensor ShardedUnit::gradient_shard() const {
 
 void ShardedUnit::start_publish() {
   if (!policy_.optimizer || policy_.parameters) return;
-  publish_work_ = comm_.all_gather(at(weights_, shard_.begin), at(weights_), padded(), precision_.weights, {.name = plan_.name});
+  RZ_CHECK(weights_state_ == WeightsState::gathered, "unit '{}' is published while its weights are on their way", plan_.name);
+  gather_work_ = comm_.all_gather(at(weights_, shard_.begin), at(weights_), padded(), precision_.weights, {.name = plan_.name});
+  weights_state_ = WeightsState::gathering;
 }
 
 void ShardedUnit::finish_publish() {
-  publish_work_.wait();
-  publish_work_ = {};
+  if (!policy_.parameters) gather();
 }
 
 }  // namespace rz::optim

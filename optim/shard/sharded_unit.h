@@ -1,7 +1,8 @@
 // One bucket of parameters with its flat buffers on this rank: what is kept, gathered, reduced and updated.
 //
 // The policy is read once, in the constructor, and becomes data: which storages persist, which views an update touches.
-// 1. weights: sharded -> gathering -> gathered -> sharded; without parameter sharding they are `gathered` for good.
+// 1. weights: sharded -> gathering -> gathered -> sharded. Without parameter sharding they stay `gathered`, but for the time of a
+//    publication, which is a gather in place: whoever needs the weights next waits for it.
 // 2. gradients: empty -> accumulating -> reducing -> empty; a transient full buffer exists from the first contribution to the
 //    end of its reduction. 16-bit gradients that are reduced in float32 pass through a transient float32 buffer: it exists from
 //    the start to the end of the reduction, and a transient 16-bit buffer goes as soon as it is converted.
@@ -48,6 +49,8 @@ class ShardedUnit {
 
   // --- weights ---
   bool gathered() const { return weights_state_ == WeightsState::gathered; }
+  // Neither there nor on their way.
+  bool sharded() const { return weights_state_ == WeightsState::sharded; }
   // Begins to gather the full weights; no effect when they are there or on their way. COLLECTIVE.
   void start_gather();
   // Waits until they are there; starts the gather if nobody has. COLLECTIVE.
@@ -82,8 +85,10 @@ class ShardedUnit {
   Tensor gradient_view() const { return gradient_view_; }
   // This rank's shard of the reduced gradient, in every policy: what norms are summed over.
   Tensor gradient_shard() const;
-  // Sends updated shards to everybody where full weights persist. COLLECTIVE where it communicates.
+  // Begins to send updated shards to everybody where full weights persist; the weights are then `gathering`. COLLECTIVE where it
+  // communicates.
   void start_publish();
+  // Waits for a publication on its way: before own weights change again, or anything reads them without gather().
   void finish_publish();
 
   // --- state by name ---
@@ -143,7 +148,6 @@ class ShardedUnit {
   bool have_reduced_ = false;  // accumulated_ holds earlier micro-batches of this step
   comm::Work gather_work_;
   comm::Work reduce_work_;
-  comm::Work publish_work_;
 };
 
 }  // namespace rz::optim

@@ -51,14 +51,19 @@ uint64_t Random::bits64(uint64_t position) const {
   return (uint64_t{words[at]} << 32) | words[at + 1];
 }
 
-float Random::normal(uint64_t position) const {
-  const auto words = block(position / 4);
-  const size_t pair = position % 4 / 2 * 2;
+std::pair<float, float> Random::normal_pair(uint64_t pair) const {
+  const auto words = block(pair / 2);
+  const size_t at = pair % 2 * 2;
   // (w + 0.5) / 2^32 lies strictly inside (0, 1): the logarithm is finite.
-  const double u = (static_cast<double>(words[pair]) + 0.5) * 0x1.0p-32;
-  const double angle = 2.0 * std::numbers::pi * (static_cast<double>(words[pair + 1]) + 0.5) * 0x1.0p-32;
+  const double u = (static_cast<double>(words[at]) + 0.5) * 0x1.0p-32;
+  const double angle = 2.0 * std::numbers::pi * (static_cast<double>(words[at + 1]) + 0.5) * 0x1.0p-32;
   const double radius = std::sqrt(-2.0 * std::log(u));
-  return static_cast<float>(radius * (position % 2 == 0 ? std::cos(angle) : std::sin(angle)));
+  return {static_cast<float>(radius * std::cos(angle)), static_cast<float>(radius * std::sin(angle))};
+}
+
+float Random::normal(uint64_t position) const {
+  const auto [even, odd] = normal_pair(position / 2);
+  return position % 2 == 0 ? even : odd;
 }
 
 uint64_t Random::below(uint64_t position, uint64_t bound) const {

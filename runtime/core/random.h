@@ -5,6 +5,7 @@
 #include <array>
 #include <cstdint>
 #include <string_view>
+#include <utility>
 
 namespace rz {
 
@@ -26,6 +27,8 @@ class Random {
   double uniform64(uint64_t position) const { return static_cast<double>(bits64(position) >> 11) * 0x1.0p-53; }
   // Standard normal by Box-Muller; positions 2k and 2k+1 share a pair of uniforms.
   float normal(uint64_t position) const;
+  // normal(2 * pair) and normal(2 * pair + 1), for the price of one.
+  std::pair<float, float> normal_pair(uint64_t pair) const;
   // Uniform in [0, bound), bound > 0, without modulo bias worth speaking of (bound < 2^32 is exact to 2^-32).
   uint64_t below(uint64_t position, uint64_t bound) const;
 

@@ -24,6 +24,9 @@ class RandomKernels {
   // y = or += x / (1 - p) where the element is kept, 0 where it is dropped (with probability p). x and y are contiguous, of one
   // type; dimension 0 counts samples. Applied to a gradient with the same key it is the backward pass.
   virtual void dropout(const Tensor& x, double p, const SampleKey& key, Tensor& y, bool accumulate) = 0;
+
+  // out = standard normal numbers: element i of sample row s is Random(...).normal(i). `out` is contiguous; dimension 0 counts samples.
+  virtual void normal(const SampleKey& key, Tensor& out) = 0;
 };
 
 }  // namespace rz

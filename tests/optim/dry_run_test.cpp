@@ -27,12 +27,12 @@ Seen run_rank(comm::Communicator& comm, const RunSettings& s, const models::Tran
   std::unique_ptr<StepMeter> meter;
   const auto forward = [&](int64_t step, int64_t first, int64_t count) { return gpt_loss(gpt, s, step, first, count); };
   train_on(comm, gpt, s, forward, [&](ShardedModel& sharded, ShardedOptimizer&, int64_t step) {
-    if (meter) meter->end();
+    if (meter) meter->end_step();
     if (step + 1 < s.steps) {
       meter = std::make_unique<StepMeter>(sharded);
-      meter->begin();
       return;
     }
+    sharded.settle();
     seen.memory = read_memory(RankContext::current()->memory());
     seen.units = read_units(sharded);
     seen.step = meter->last();

@@ -37,12 +37,22 @@ struct RunSettings {
   int64_t micro_batch = 0;  // above 0: order-independent sums over micro-batches of so many sequences
   int64_t group_size = 0;
   int prefetch = 1;
+  int64_t prefetch_bytes = 0;
+  bool overlap = true;
+  Experiment experiment = {};
+  comm::LaunchOptions launch = {};
   double clip_norm = 0.5;
   double ema_decay = 0;
   Precision precision;
   LossScaling scaling;
   Schedule schedule = test_schedule();
 };
+
+// 16-bit training with either type of the reduction; under sanitizers two of the four.
+inline std::vector<Precision> sixteen_bit_precisions() {
+  if (testing::kSanitized) return {{DType::bf16, DType::f32}, {DType::f16, DType::f16}};
+  return {{DType::bf16, DType::f32}, {DType::bf16, DType::bf16}, {DType::f16, DType::f32}, {DType::f16, DType::f16}};
+}
 
 inline models::TransformerConfig tiny_gpt() {
   models::TransformerConfig c;
@@ -91,6 +101,9 @@ inline Trace train_on(comm::Communicator& comm, nn::Module& model, const RunSett
   options.accumulation = s.accumulation;
   options.order = s.order;
   options.prefetch = s.prefetch;
+  options.prefetch_bytes = s.prefetch_bytes;
+  options.overlap = s.overlap;
+  options.experiment = s.experiment;
   options.precision = s.precision;
   options.seed = 3;
   options.group_size = s.group_size;
@@ -137,7 +150,7 @@ inline std::vector<Trace> train_gpt(const RunSettings& s, const models::Transfor
     models::Transformer gpt(config);
     traces[static_cast<size_t>(comm.rank())] =
         train_on(comm, gpt, s, [&](int64_t step, int64_t first, int64_t count) { return gpt_loss(gpt, s, step, first, count); });
-  });
+  }, s.launch);
   return traces;
 }
 

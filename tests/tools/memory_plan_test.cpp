@@ -2,7 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <chrono>
+#include <ctime>
 #include <filesystem>
 #include <fstream>
 
@@ -135,13 +135,18 @@ TEST_F(MemoryPlan, PlansAnyModelOnAnyNumberOfRanksAtOnce) {
       "transformer { layers: 128 width: 25600 heads: 160 context: 2048 vocabulary: 51200 } tokens { train_path: 'no' validation_path: 'no' "
       "vocabulary: 51200 } sharding { stage: 3 }",
       "trillion.textproto");
+  const std::clock_t start = std::clock();  // this process's time: what else the machine does decides no test
   const Plan plan = make_plan(trillion, {.ranks = 16384, .rank = 16383});
+  const double seconds = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
   EXPECT_GT(plan.parameters, int64_t{1'000'000'000'000});
   EXPECT_EQ(plan.units.size(), 129u);
   EXPECT_EQ(plan.units.back().shard.end, plan.units.back().padded_elements);
   EXPECT_THAT(plan.notes, ::testing::Contains(HasSubstr("is not here")));
   EXPECT_THAT(plan.notes, ::testing::Contains(HasSubstr("training.batch")));
-  EXPECT_LT(plan.seconds, 5.0);  // a loaded machine; idle it is a fraction of one
+  EXPECT_GT(plan.seconds, 0);
+  if (!testing::kSanitized) {
+    EXPECT_LT(seconds, 1.0);
+  }
   EXPECT_THROW(make_plan(trillion, {.ranks = 4, .rank = 4}), ConfigError);
 }
 

@@ -49,6 +49,31 @@ class CpuRandomKernels final : public RandomKernels {
       });
     });
   }
+
+  void normal(const SampleKey& key, Tensor& out) override {
+    RZ_CHECK(out.is_contiguous(), "normal: {} is not contiguous", out.str());
+    if (out.numel() == 0) return;
+    const int64_t samples = out.rank() == 0 ? 1 : out.size(0);
+    const int64_t per_sample = out.numel() / samples;
+    const int64_t pairs_per_sample = (per_sample + 1) / 2;  // Box-Muller makes two numbers at a time
+    dispatch_floating(out.dtype(), "normal", [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      T* to = out.data<T>();
+      parallel_for(samples * pairs_per_sample, kGrainElements / 8, [&](int64_t begin, int64_t end) {
+        for (int64_t pair = begin; pair < end;) {
+          const int64_t sample = pair / pairs_per_sample;
+          const int64_t stop = std::min(end, (sample + 1) * pairs_per_sample);
+          const Random random(key.seed, key.stream, key.step, key.first_sample + static_cast<uint64_t>(sample));
+          for (; pair < stop; ++pair) {
+            const int64_t first = (pair - sample * pairs_per_sample) * 2;
+            const auto [even, odd] = random.normal_pair(static_cast<uint64_t>(first / 2));
+            to[sample * per_sample + first] = static_cast<T>(even);
+            if (first + 1 < per_sample) to[sample * per_sample + first + 1] = static_cast<T>(odd);
+          }
+        }
+      });
+    });
+  }
 };
 
 }  // namespace

@@ -1,0 +1,40 @@
+#include "tools/overlap/overlap_command.h"
+
+#include <fmt/format.h>
+
+#include <memory>
+
+#include "tools/atomic_file.h"
+#include "tools/job_file.h"
+#include "tools/overlap/overlap_report.h"
+#include "tools/overlap/perfetto.h"
+
+namespace rz::tools {
+
+void add_overlap_command(CLI::App& app) {
+  struct Flags {
+    std::string run;
+    bool json = false;
+  };
+  auto flags = std::make_shared<Flags>();
+  auto* command = app.add_subcommand("overlap", "Account for every millisecond of a run's steps: compute, exposed communication with its causes, other");
+  command->add_option("RUN_DIR", flags->run, "Folder of a run, as `train` wrote it")->required();
+  command->add_flag("--json", flags->json, "Print overlap.json instead of tables");
+  command->footer("Writes into the folder: overlap.json, and perfetto.json, which opens in ui.perfetto.dev.");
+  command->callback([flags] {
+    const RunTrace run = read_run_trace(flags->run);
+    const std::string job_path = flags->run + "/job.textproto";
+    const ringzero::Job job = parse_job(run.ranks.front().job_text, job_path);
+    const RunAccount account = account_run(run);
+    const auto json = overlap_json(account, job);
+    write_file_atomically(flags->run + "/overlap.json", json.dump(1) + "\n");
+    write_file_atomically(flags->run + "/perfetto.json", perfetto_json(run).dump() + "\n");
+    if (flags->json) {
+      fmt::print("{}\n", json.dump(2));
+    } else {
+      fmt::print("{}", overlap_text(account, job));
+    }
+  });
+}
+
+}  // namespace rz::tools

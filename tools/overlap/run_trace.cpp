@@ -1,0 +1,57 @@
+#include "tools/overlap/run_trace.h"
+
+#include <algorithm>
+#include <filesystem>
+
+#include "runtime/core/error.h"
+
+namespace rz::tools {
+
+namespace {
+
+void shift(RankTrace& t) {
+  const int64_t by = t.clock_offset_ns;
+  const auto move = [by](int64_t& time) {
+    if (time != 0) time += by;  // 0 = never
+  };
+  for (trace::Step& step : t.steps) {
+    for (int64_t* time : {&step.begin_ns, &step.end_ns}) move(*time);
+    for (trace::Event& e : step.events) move(e.begin_ns), move(e.end_ns);
+    for (trace::Operation& o : step.operations)
+      for (int64_t* time : {&o.queued_ns, &o.started_ns, &o.first_byte_ns, &o.last_byte_ns, &o.done_ns}) move(*time);
+    for (trace::MemorySample& s : step.memory) move(s.time_ns);
+  }
+}
+
+}  // namespace
+
+const trace::Step& RunTrace::at(int rank, int64_t step) const {
+  const auto& kept = ranks.at(static_cast<size_t>(rank)).steps;
+  const auto found = std::ranges::find(kept, step, &trace::Step::step);
+  RZ_CHECK(found != kept.end(), "rank {} kept no step {}", rank, step);
+  return *found;
+}
+
+RunTrace read_run_trace(const std::string& run_path) {
+  RZ_CONFIG_CHECK(std::filesystem::is_directory(trace_directory(run_path)),
+                  "{} holds no trace: a run writes trace/ at its end when training.trace_steps is above 0", run_path);
+  RunTrace run;
+  run.ranks.push_back(read_trace(trace_path(run_path, 0)));
+  const int size = run.ranks[0].size;
+  RZ_CONFIG_CHECK(size >= 1 && run.ranks[0].rank == 0, "{} says that it is of rank {} of {}", trace_path(run_path, 0), run.ranks[0].rank, size);
+  for (int r = 1; r < size; ++r) {
+    run.ranks.push_back(read_trace(trace_path(run_path, r)));
+    const RankTrace& t = run.ranks.back();
+    RZ_CONFIG_CHECK(t.rank == r && t.size == size && t.job_text == run.ranks[0].job_text, "{} is of rank {} of {} of another run", trace_path(run_path, r),
+                    t.rank, t.size);
+  }
+  for (const trace::Step& step : run.ranks[0].steps) {
+    const auto kept = [&](const RankTrace& t) { return std::ranges::find(t.steps, step.step, &trace::Step::step) != t.steps.end(); };
+    if (std::ranges::all_of(run.ranks, kept)) run.steps.push_back(step.step);
+  }
+  RZ_CONFIG_CHECK(!run.steps.empty(), "the traces of {} share no step", run_path);
+  for (RankTrace& t : run.ranks) shift(t);
+  return run;
+}
+
+}  // namespace rz::tools
