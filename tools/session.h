@@ -6,6 +6,7 @@
 #include <optional>
 #include <vector>
 
+#include "comm/link_model.h"
 #include "optim/checkpoint/checkpoint.h"
 #include "optim/plan/reading.h"
 #include "optim/trainer.h"
@@ -21,6 +22,8 @@ int threads_of(const ringzero::Job& job, const comm::Communicator& comm);
 std::unique_ptr<optim::Optimizer> make_optimizer(const ringzero::Optimizer& message);
 // How `ranks` ranks share the job; `rank` is this one.
 optim::ShardingOptions sharding_options(const ringzero::Job& job, int rank, int ranks);
+// The links that the job emulates; nothing where it emulates none.
+std::optional<comm::NetworkSpec> network_of(const ringzero::Job& job);
 
 // ConfigError when some rank would have nothing to do.
 void check_batch(const ringzero::Job& job, int ranks);

@@ -20,12 +20,17 @@
 
 namespace rz::optim {
 
+namespace {
+// Of the full weights, or the full gradients, of a bucket.
+int64_t gathered_bytes(const ShardedUnit& unit) { return unit.layout().padded_elements() * static_cast<int64_t>(size_bytes(unit.weight_view().dtype())); }
+}  // namespace
+
 ShardedModel::ShardedModel(nn::Module& model, comm::Communicator& comm, const ShardingOptions& options)
     : model_(model), comm_(comm), groups_(comm, options.group_size), options_(options), slowdown_(options.experiment.slow_factor) {
   RZ_CHECK(options.accumulation.micro_batches >= 1, "{} micro-batches", options.accumulation.micro_batches);
   if (!options_.overlap) options_.prefetch = 0;
-  RZ_CHECK(options.prefetch >= 0 && options.reductions_in_flight >= 1, "prefetch {} and {} reductions in flight", options.prefetch,
-           options.reductions_in_flight);
+  RZ_CHECK(options.prefetch >= 0 && options.units_in_reduction >= 1, "prefetch {} and {} units in reduction", options.prefetch,
+           options.units_in_reduction);
   options.precision.check();
   RZ_CONFIG_CHECK(options.exact_micro_batches == 0 || options.precision.reduce == DType::f32,
                   "exact sums travel as integers, not in {}; leave the type of the reduction f32", name(options.precision.reduce));
@@ -64,6 +69,8 @@ ShardedModel::~ShardedModel() {
 void ShardedModel::map_units() {
   gather_follows_.assign(units_.size(), 0);
   std::map<size_t, UnitSpan*> last_user;
+  int64_t largest_bytes = 0;
+  for (const auto& unit : units_) largest_bytes = std::max(largest_bytes, gathered_bytes(*unit));
   for (const nn::Unit& unit : model_.units()) {
     unit.module->set_unit_observer(this);
     std::set<size_t> buckets;
@@ -71,10 +78,16 @@ void ShardedModel::map_units() {
       buckets.insert(places_[static_cast<size_t>(autograd::find_meta(p->value)->leaf_index)].unit);
     UnitSpan& span = spans_[unit.module];
     span.name = unit.name;
+    span.index = static_cast<int64_t>(order_.size());
+    order_.push_back(&span);
+    int64_t unit_bytes = 0;
+    for (const size_t b : buckets) unit_bytes += gathered_bytes(*units_[b]);
+    largest_bytes = std::max(largest_bytes, unit_bytes);
     span.buckets.assign(buckets.begin(), buckets.end());
     if (!buckets.empty()) gather_follows_[*buckets.begin()] = 1;
     for (size_t b : buckets) last_user[b] = &span;
   }
+  reduction_window_bytes_ = options_.units_in_reduction * largest_bytes;
   for (auto& [bucket, span] : last_user) span->last_used_here.push_back(bucket);
   // Backward ends with the first unit: nothing is gathered after that.
   for (size_t b = 0; b < units_.size(); ++b) {
@@ -112,26 +125,29 @@ void ShardedModel::begin_micro_batch(int64_t index) {
 void ShardedModel::gather_for(const UnitSpan& span, int direction) {
   if (span.buckets.empty()) return;
   for (size_t b : span.buckets) units_[b]->gather();
-  prefetch(static_cast<int64_t>(direction > 0 ? span.buckets.back() : span.buckets.front()), direction);
+  prefetch(span.index, direction);
 }
 
 void ShardedModel::prefetch(int64_t from, int direction) {
   if (!options_.policy.parameters) return;
-  const auto bytes_of = [](const ShardedUnit& unit) {
-    return unit.layout().padded_elements() * static_cast<int64_t>(size_bytes(unit.layout().entries().front().parameter->value.dtype()));
-  };
   int64_t held = 0;
   for (const auto& unit : units_)
-    if (!unit->outermost() && !unit->sharded()) held += bytes_of(*unit);
+    if (!unit->outermost() && !unit->sharded()) held += gathered_bytes(*unit);
+  const auto buckets_of = [&](int64_t index) { return index >= 0 && index < std::ssize(order_) ? order_[static_cast<size_t>(index)]->buckets : std::vector<size_t>(); };
+  std::vector<size_t> before = buckets_of(from);
   int left = options_.prefetch;
-  for (int64_t next = from + direction; left > 0 && next >= 0 && next < static_cast<int64_t>(units_.size()); next += direction) {
-    ShardedUnit& unit = *units_[static_cast<size_t>(next)];
-    if (unit.outermost()) continue;
-    --left;
-    if (!unit.sharded()) continue;
-    held += bytes_of(unit);
-    if (options_.prefetch_bytes > 0 && held > options_.prefetch_bytes) return;
-    unit.start_gather();
+  for (int64_t next = from + direction; left > 0 && next >= 0 && next < std::ssize(order_); next += direction) {
+    const std::vector<size_t> buckets = buckets_of(next);
+    // A unit whose weights came with the one before is not ahead of it.
+    if (buckets != before) --left;
+    before = buckets;
+    for (const size_t b : buckets) {
+      ShardedUnit& unit = *units_[b];
+      if (!unit.sharded()) continue;
+      held += gathered_bytes(unit);
+      if (options_.prefetch_bytes > 0 && held > options_.prefetch_bytes) return;
+      unit.start_gather();
+    }
   }
 }
 
@@ -164,7 +180,7 @@ Tensor ShardedModel::run(nn::Module& unit, std::vector<Tensor> inputs, const nn:
   }
   if (!records || !autograd::needs_grad({output})) return output;
   // The way back begins at the last unit: its weights come again while the head and the loss are computed.
-  if (!span.buckets.empty() && span.buckets.back() + 1 == units_.size()) prefetch(static_cast<int64_t>(units_.size()), -1);
+  if (span.index + 1 == std::ssize(order_)) prefetch(std::ssize(order_), -1);
   Tensor bounded = output.view_alias();
   return autograd::record("unit boundary", bounded, {output}, [this, &span](const Tensor& grad, autograd::InputGradients& in) {
     slowdown_.end();
@@ -200,14 +216,17 @@ void ShardedModel::launch_ready_reductions(bool all) {
     if (!all && (!unit.all_ready() || unit.name() == options_.experiment.late_bucket)) return;
     unit.start_reduce();
     ++reduce_cursor_;
-    if (!options_.overlap) {
-      unit.finish_reduce();
-      finished_cursor_ = reduce_cursor_;
-    }
-    // Transient buffers: the oldest is waited for here, at a place that does not depend on timing.
-    while (unit.reduction_is_transient() && reduce_cursor_ - finished_cursor_ > static_cast<size_t>(options_.reductions_in_flight))
-      units_[reduce_order_[finished_cursor_++]]->finish_reduce();
+    reducing_bytes_ += gathered_bytes(unit);
+    // Transient buffers: the oldest are waited for here, at a place that does not depend on timing.
+    const int64_t window = !options_.overlap ? 0 : unit.reduction_is_transient() ? reduction_window_bytes_ : std::numeric_limits<int64_t>::max();
+    while (reducing_bytes_ > window) finish_oldest_reduction();
   }
+}
+
+void ShardedModel::finish_oldest_reduction() {
+  ShardedUnit& unit = *units_[reduce_order_[finished_cursor_++]];
+  unit.finish_reduce();
+  reducing_bytes_ -= gathered_bytes(unit);
 }
 
 void ShardedModel::backward(const Tensor& loss, double scale, bool counts) {
@@ -235,7 +254,7 @@ void ShardedModel::backward(const Tensor& loss, double scale, bool counts) {
     for (auto& unit : units_) unit->fold(counts_);  // those that not all of their parameters' gradients reached
     if (reduces_now()) {
       launch_ready_reductions(true);
-      while (finished_cursor_ < reduce_order_.size()) units_[reduce_order_[finished_cursor_++]]->finish_reduce();
+      while (finished_cursor_ < reduce_order_.size()) finish_oldest_reduction();
     }
   }
   for (auto& unit : units_) {
