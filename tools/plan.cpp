@@ -63,6 +63,7 @@ Plan make_plan(const ringzero::Job& given, const PlanOptions& options) {
   }
   plan.parameters = session.sharded().payload_elements();
   plan.padded_parameters = session.sharded().padded_elements();
+  plan.payload_bytes = session.sharded().payload_bytes();
   plan.units = optim::read_units(session.sharded());
   plan.memory = optim::read_memory(RankContext::current()->memory());
   plan.traffic = session.meter().last();
@@ -96,7 +97,7 @@ nlohmann::ordered_json plan_json(const ringzero::Job& job, const Plan& plan) {
   json["memory"] = memory_json(plan.memory);
   json["wire"]["sent_bytes_per_step"] = plan.traffic.sent_bytes();
   json["wire"]["scalar_bytes_per_step"] = plan.traffic.scalar_bytes;
-  json["wire"]["payload_bytes"] = plan.padded_parameters * static_cast<int64_t>(size_bytes(DType::f32));
+  json["wire"]["payload_bytes"] = plan.payload_bytes;
   for (int k = 0; k < comm::kCollectiveKinds; ++k) {
     const auto& count = plan.traffic.by_kind[static_cast<size_t>(k)];
     json["wire"]["by_operation"][comm::name(static_cast<comm::CollectiveKind>(k))] = {{"sent", count.sent_bytes}, {"received", count.received_bytes}};

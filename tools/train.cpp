@@ -158,6 +158,7 @@ class Run {
       line["skipped"] = session_.trainer().loss_scaler().skipped_steps();  // so far
     }
     if (last_.repeats > 0) line["repeats"] = last_.repeats;
+    line["peak_bytes"] = by_category(session_.meter().memory().by_category);
     if (evaluated) line["val_loss"] = validation_loss_;
     directory_->append_metrics(line);
     curve_.push_back({done, last_.loss});
