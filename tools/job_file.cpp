@@ -7,6 +7,7 @@
 
 #include "models/data/file.h"
 #include "runtime/core/error.h"
+#include "tools/job_auto.h"
 #include "tools/job_origins.h"
 #include "tools/job_override.h"
 #include "tools/job_parse.h"
@@ -68,6 +69,15 @@ void fill_message(pb::Message& message) {
   }
 }
 
+// `auto` for its number. The printer takes ownership.
+class AutoPrinter final : public pb::TextFormat::FastFieldValuePrinter {
+ public:
+  void PrintDouble(double value, pb::TextFormat::BaseTextGenerator* out) const override {
+    if (value == kAuto) out->PrintLiteral("auto");
+    else FastFieldValuePrinter::PrintDouble(value, out);
+  }
+};
+
 }  // namespace
 
 void fill_defaults(ringzero::Job& job) {
@@ -99,6 +109,7 @@ std::string effective_text(const ringzero::Job& job) {
   ringzero::Job filled = job;
   fill_defaults(filled);
   pb::TextFormat::Printer printer;
+  RZ_CHECK(printer.RegisterFieldValuePrinter(ringzero::Sharding::descriptor()->FindFieldByName("bucket_mb"), new AutoPrinter), "bucket_mb cannot be printed");
   std::string text;
   RZ_CHECK(printer.PrintToString(filled, &text), "the job '{}' cannot be printed", escaped(job.name()));
   return text;

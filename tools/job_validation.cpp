@@ -9,6 +9,7 @@
 
 #include "comm/link_model.h"
 #include "runtime/core/error.h"
+#include "tools/job_auto.h"
 #include "tools/job_schema.h"
 
 namespace rz::tools {
@@ -208,7 +209,7 @@ class Validator {
 
   void sharding() const {
     within("sharding.stage", job_.sharding().stage(), 0, 3);
-    within("sharding.bucket_mb", job_.sharding().bucket_mb(), {.high = 1 << 20});
+    if (job_.sharding().bucket_mb() != kAuto) within("sharding.bucket_mb", job_.sharding().bucket_mb(), {.high = 1 << 20});
     const auto reduce = job_.sharding().reduce_dtype();
     const auto precision = job_.training().precision();
     require_match(reduce == ringzero::Training::F32 || reduce == precision, "sharding.reduce_dtype", "training.precision",

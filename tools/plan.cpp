@@ -7,6 +7,7 @@
 #include "optim/checkpoint/slice_table.h"
 #include "runtime/core/rank_context.h"
 #include "tools/dry_task.h"
+#include "tools/job_auto.h"
 #include "tools/run_summary.h"
 #include "tools/session.h"
 
@@ -40,6 +41,10 @@ Plan make_plan(const ringzero::Job& given, const PlanOptions& options) {
   if (const int64_t least = options.ranks * job.training().accumulate(); job.training().batch() < least) {
     plan.notes.push_back(fmt::format("training.batch is {}: planned with {}, one sequence for each rank and micro-batch", job.training().batch(), least));
     job.mutable_training()->set_batch(least);
+  }
+  if (job.sharding().bucket_mb() == kAuto) {
+    plan.notes.push_back("sharding.bucket_mb is auto, which only a run can choose: planned with a bucket for each unit");
+    job.mutable_sharding()->set_bucket_mb(0);
   }
   plan.ranks = options.ranks;
   plan.rank = options.rank;

@@ -76,6 +76,7 @@ optim::ShardingOptions sharding_options(const ringzero::Job& job, int rank, int 
   optim::ShardingOptions o;
   o.policy = optim::policy_of_stage(job.sharding().stage());
   o.precision = {dtype_of_precision(job.training().precision()), dtype_of_precision(job.sharding().reduce_dtype())};
+  RZ_CHECK(job.sharding().bucket_mb() >= 0, "a session with buckets of {} MiB: auto is chosen before (autotune.h)", job.sharding().bucket_mb());
   o.bucket_bytes = static_cast<int64_t>(job.sharding().bucket_mb() * (1 << 20));
   o.accumulation.micro_batches = job.training().accumulate();
   o.accumulation.reduce_every = job.sharding().reduce_every();

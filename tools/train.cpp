@@ -20,7 +20,9 @@
 #include "runtime/core/rank_context.h"
 #include "tools/agree.h"
 #include "tools/atomic_file.h"
+#include "tools/autotune.h"
 #include "tools/console.h"
+#include "tools/job_auto.h"
 #include "tools/job_file.h"
 #include "tools/language_task.h"
 #include "tools/loss_chart.h"
@@ -48,12 +50,12 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 class Run {
  public:
   Run(const ringzero::Job& job, const TrainOptions& options, comm::Communicator& comm)
-      : job_(job),
-        options_(options),
+      : options_(options),
         comm_(comm),
         speaker_(comm.rank() == 0),
-        baseline_bytes_(resident_bytes()),
         path_(options.out.empty() ? "runs/" + job.name() : options.out),
+        job_(with_bucket_chosen(job)),
+        baseline_bytes_(resident_bytes()),
         session_(job_, checked_task(), comm) {}
 
   void execute() {
@@ -81,6 +83,20 @@ class Run {
   }
 
  private:
+  // The job with a number for `bucket_mb: auto`: that of the run which is resumed, else what trial steps say.
+  ringzero::Job with_bucket_chosen(ringzero::Job job) {
+    if (job.sharding().bucket_mb() != kAuto) return job;
+    if (options_.resume) {
+      on_rank_zero(comm_, "sharding.bucket_mb: auto", [&] { tuned_.emplace().bucket_mb = load_job(RunDirectory::job_path(path_)).sharding().bucket_mb(); });
+      double& chosen = (tuned_ ? *tuned_ : tuned_.emplace()).bucket_mb;
+      comm_.broadcast(&chosen, 1, DType::f64, 0, {.name = "bucket size"}).wait();
+    } else {
+      tuned_ = tune_bucket(job, comm_);
+    }
+    job.mutable_sharding()->set_bucket_mb(tuned_->bucket_mb);
+    return job;
+  }
+
   std::unique_ptr<Task> checked_task() {
     check_batch(job_, comm_.size());
     RankContext::current()->set_threads(threads_of(job_, comm_));
@@ -119,6 +135,11 @@ class Run {
     fmt::print("{}: {} parameters, {} ranks x {} threads, stage {}, {} sequences of {} a step, {} steps{}\n", job_.name(),
                format_quantity(static_cast<double>(session_.sharded().payload_elements())), comm_.size(), thread_count(), job_.sharding().stage(), t.batch(),
                session_.task().items_per_sample(), t.steps(), first_step_ > 0 ? fmt::format(" (resumed after {})", first_step_) : "");
+    if (tuned_)
+      fmt::print("sharding.bucket_mb: auto is {}{}\n", tuned_->bucket_mb == 0 ? "0, a bucket for each unit" : fmt::format("{:g} MiB", tuned_->bucket_mb),
+                 tuned_->step_ms > 0 ? fmt::format(": {:.3f} ms a step simulated, {:.3f} with a bucket for each unit; chosen in {:.1f} s",
+                                                   tuned_->step_ms, tuned_->default_step_ms, tuned_->seconds)
+                                     : "");
     std::fflush(stdout);
     progress_.emplace(first_step_, t.steps(), detect_terminal());
   }
@@ -194,19 +215,8 @@ class Run {
   void write_trace() {
     trace::Recorder* recorder = session_.recorder();
     if (recorder == nullptr) return;
-    recorder->collect();
     on_rank_zero(comm_, "trace directory", [&] { std::filesystem::create_directories(trace_directory(path_)); });
-    RankTrace t = rank_trace_of(*recorder);
-    t.rank = comm_.rank();
-    t.size = comm_.size();
-    t.threads = thread_count();
-    t.cores = static_cast<int>(std::thread::hardware_concurrency());
-    t.host = host_name();
-    t.clock_offset_ns = probe_.clock_offset_ns;
-    t.clock_error_ns = probe_.clock_error_ns;
-    t.probe = {probe_.latency_ns, probe_.bytes_per_s};
-    t.job_text = effective_text(job_);
-    tools::write_trace(trace_path(path_, comm_.rank()), t);
+    tools::write_trace(trace_path(path_, comm_.rank()), own_trace(*recorder, comm_, probe_, job_));
   }
 
   void finish(double wall_seconds) {
@@ -215,6 +225,7 @@ class Run {
     summary["ranks"] = comm_.size();
     summary["threads"] = thread_count();
     summary["stage"] = job_.sharding().stage();
+    if (tuned_) summary["bucket_mb_chosen"] = tuned_->bucket_mb;
     summary["precision"] = name(session_.sharded().options().precision.weights);
     if (scales_loss()) {
       summary["loss_scale"] = session_.trainer().loss_scaler().scale();
@@ -258,12 +269,13 @@ class Run {
     return text;
   }
 
-  ringzero::Job job_;
   TrainOptions options_;
   comm::Communicator& comm_;
   bool speaker_;
-  int64_t baseline_bytes_;
   std::string path_;
+  std::optional<TunedBucket> tuned_;
+  ringzero::Job job_;
+  int64_t baseline_bytes_;
   Session session_;
 
   std::optional<RunDirectory> directory_;

@@ -130,6 +130,47 @@ TEST_F(Training, StagesRanksAndRepetitionAgree) {
   }
 }
 
+TEST_F(Training, AutomaticBucketsAreChosenAlikeAndChangeNothingElse) {
+  for (const char* stage : {"0", "3"}) {
+    SCOPED_TRACE(stage);
+    const std::vector<std::string> common = {std::string("sharding.stage=") + stage, "schedule.kind=CONSTANT"};
+    const auto with = [&](std::vector<std::string> more) {
+      more.insert(more.begin(), common.begin(), common.end());
+      return job(more);
+    };
+    const std::string tuned = std::string("auto") + stage, given = std::string("given") + stage;
+    run(with({"sharding.bucket_mb=auto"}), 3, tuned);
+    const double chosen = summary(tuned).at("bucket_mb_chosen").get<double>();
+    EXPECT_GE(chosen, 0);
+    // The run says what it used, and is the run that would have been told so.
+    const auto used = load_job(path(tuned) + "/job.textproto");
+    EXPECT_EQ(used.sharding().bucket_mb(), chosen);
+    run(with({fmt::format("sharding.bucket_mb={}", chosen)}), 3, given);
+    EXPECT_EQ(losses(tuned), losses(given));
+    EXPECT_EQ(summary(tuned).at("weights_digest"), summary(given).at("weights_digest"));
+    EXPECT_FALSE(summary(given).contains("bucket_mb_chosen"));
+    for (const char* key : {"peak_total_bytes", "peak_bytes", "state_bytes"})
+      EXPECT_EQ(summary(tuned).at("per_rank")[1].at("memory").at(key), summary(given).at("per_rank")[1].at("memory").at(key)) << key;
+    EXPECT_EQ(summary(tuned).at("per_rank")[1].at("wire").at("sent_bytes_per_step"), summary(given).at("per_rank")[1].at("wire").at("sent_bytes_per_step"));
+    // Who goes on with it keeps its buckets.
+    run(with({"sharding.bucket_mb=auto", "training.steps=8"}), 3, tuned, true);
+    EXPECT_EQ(summary(tuned).at("bucket_mb_chosen").get<double>(), chosen);
+    run(with({fmt::format("sharding.bucket_mb={}", chosen), "training.steps=8"}), 3, given, true);
+    EXPECT_EQ(summary(tuned).at("weights_digest"), summary(given).at("weights_digest"));
+  }
+}
+
+TEST_F(Training, AutomaticBucketsWorkForHalfPrecisionAndOneRank) {
+  run(job({"sharding.bucket_mb=auto", "training.precision=F16", "training.loss_scaling.largest=4294967296", "training.loss_scaling.initial=4294967296"}), 2, "half");
+  EXPECT_TRUE(summary("half").contains("bucket_mb_chosen"));
+  run(job({"sharding.bucket_mb=auto"}), 1, "alone");
+  EXPECT_EQ(summary("alone").at("bucket_mb_chosen"), 0);
+  // Seven micro-batches on three ranks: no step is like another rank's.
+  for (const std::string& error : errors(job({"sharding.bucket_mb=auto", "sharding.reduction=EXACT"}), 3, path("exact")))
+    EXPECT_THAT(error, HasSubstr("sharding.bucket_mb: auto: "));
+  EXPECT_FALSE(fs::exists(path("exact") + "/metrics.jsonl"));
+}
+
 TEST_F(Training, ResumingContinuesBitForBit) {
   for (const char* stage : {"0", "2", "3"}) {
     const std::string with_stage = std::string("sharding.stage=") + stage;
