@@ -76,9 +76,10 @@ std::vector<uint8_t> read_labels(const std::string& path, int64_t images) {
   for (int64_t i = 0; i < images; ++i) {
     uint64_t value = 0;
     for (int64_t k = bytes; k-- > 0;) value = value << 8 | body[static_cast<size_t>(i * bytes + k)];
-    RZ_CONFIG_CHECK(value < 256, "{}: label {} of image {} is not in [0, 256)", path,
-                    header.type[1] == 'i' ? static_cast<int64_t>(value << (64 - 8 * bytes)) >> (64 - 8 * bytes) : static_cast<int64_t>(value), i);
-    labels[static_cast<size_t>(i)] = static_cast<uint8_t>(value);
+    const int64_t unused = 64 - 8 * bytes;
+    const int64_t label = header.type[1] == 'i' ? static_cast<int64_t>(value << unused) >> unused : static_cast<int64_t>(value);
+    RZ_CONFIG_CHECK(label >= 0 && label < 256, "{}: label {} of image {} is not in [0, 256)", path, label, i);
+    labels[static_cast<size_t>(i)] = static_cast<uint8_t>(label);
   }
   return labels;
 }
