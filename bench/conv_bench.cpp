@@ -39,7 +39,7 @@ void convolution(benchmark::State& state) {
   Tensor y = random_tensor({images, out_extent, out_extent, out});
   ConvKernels& kernels = *backend({}).conv;
   for (auto _ : state) {
-    if (pass == 0) kernels.forward(x, weight, {}, window, y);
+    if (pass == 0) kernels.forward(x, weight, {}, window, ConvActivation::none, y);
     if (pass == 1) kernels.data_gradient(y, weight, window, x, false);
     if (pass == 2) kernels.weight_gradient(y, x, window, weight, false);
   }
@@ -54,9 +54,10 @@ void convolution(benchmark::State& state) {
 
 void shapes(benchmark::internal::Benchmark* b) {
   b->ArgNames({"N", "HW", "I", "O", "K", "stride", "pass"})->Unit(benchmark::kMicrosecond);
-  const int64_t sizes[][6] = {{64, 28, 32, 32, 3, 1}, {32, 28, 64, 64, 3, 1},  {64, 14, 32, 32, 3, 1}, {64, 14, 64, 64, 3, 1}, {64, 14, 128, 64, 3, 1},
-                              {64, 7, 64, 64, 3, 1},  {64, 7, 128, 128, 3, 1}, {64, 14, 48, 48, 3, 1}, {64, 28, 32, 32, 3, 2}, {64, 14, 64, 64, 3, 2},
-                              {64, 14, 32, 32, 5, 1}, {64, 28, 1, 32, 3, 1},   {64, 28, 32, 1, 3, 1}};
+  const int64_t sizes[][6] = {{64, 28, 32, 32, 3, 1},  {32, 28, 64, 64, 3, 1}, {64, 14, 32, 32, 3, 1},  {64, 14, 64, 64, 3, 1},
+                              {64, 14, 128, 64, 3, 1}, {64, 7, 64, 64, 3, 1},  {64, 7, 128, 128, 3, 1}, {64, 14, 48, 48, 3, 1},
+                              {64, 28, 32, 32, 3, 2},  {64, 14, 64, 64, 3, 2}, {64, 14, 32, 32, 5, 1},  {64, 28, 1, 32, 3, 1},
+                              {64, 28, 32, 1, 3, 1}};
   for (const auto& s : sizes)
     for (const int64_t pass : {0, 1, 2}) b->Args({s[0], s[1], s[2], s[3], s[4], s[5], pass});
 }

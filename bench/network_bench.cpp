@@ -3,11 +3,13 @@
 #include <vector>
 
 #include "bench/machine.h"
+#include "models/diffusion/classifier.h"
 #include "models/diffusion/dit.h"
 #include "models/diffusion/unet.h"
 #include "runtime/autograd/engine.h"
 #include "runtime/autograd/grad_mode.h"
 #include "runtime/ops/elementwise.h"
+#include "runtime/ops/loss.h"
 #include "runtime/ops/reduction.h"
 
 namespace rz::bench {
@@ -15,7 +17,8 @@ namespace {
 
 namespace diffusion = models::diffusion;
 
-diffusion::UNetConfig unet(int64_t patch, int64_t width, std::vector<int64_t> multipliers, int64_t blocks, std::vector<int64_t> attention = {}) {
+diffusion::UNetConfig unet(int64_t patch, int64_t width, std::vector<int64_t> multipliers, int64_t blocks,
+                           std::vector<int64_t> attention = {}) {
   diffusion::UNetConfig c;
   c.patch = patch;
   c.width = width;
@@ -65,8 +68,23 @@ void infer(benchmark::State& state, const Config& config) {
   state.counters["images/s"] = benchmark::Counter(static_cast<double>(batch * state.iterations()), benchmark::Counter::kIsRate);
 }
 
-#define RZ_NETWORK(name, config)                                                              \
-  BENCHMARK_CAPTURE(train, name, config)->Arg(64)->Unit(benchmark::kMillisecond);             \
+void classifier(benchmark::State& state) {
+  const int64_t batch = state.range(0);
+  diffusion::Classifier network({});
+  network.materialize(1);
+  const Tensor x = random_tensor({batch, 28, 28, 1});
+  const Tensor labels = Tensor::of<int32_t>({batch}, std::vector<int32_t>(static_cast<size_t>(batch), 3));
+  for (auto _ : state) {
+    autograd::backward(ops::cross_entropy(network.forward(x).logits, labels).loss);
+    for (nn::Parameter* p : network.parameters()) autograd::clear_grad(p->value);
+  }
+  state.counters["images/s"] = benchmark::Counter(static_cast<double>(batch * state.iterations()), benchmark::Counter::kIsRate);
+  state.counters["parameters"] = static_cast<double>(network.parameter_count());
+}
+BENCHMARK(classifier)->Arg(64)->Unit(benchmark::kMillisecond);
+
+#define RZ_NETWORK(name, config)                                                  \
+  BENCHMARK_CAPTURE(train, name, config)->Arg(64)->Unit(benchmark::kMillisecond); \
   BENCHMARK_CAPTURE(infer, name, config)->Arg(64)->Unit(benchmark::kMillisecond);
 RZ_NETWORK(unet_28_32_1x2x2_2_blocks, unet(1, 32, {1, 2, 2}, 2))
 RZ_NETWORK(unet_28_32_1x2x2_1_block, unet(1, 32, {1, 2, 2}, 1))

@@ -53,6 +53,7 @@ ProgressOptions progress_options(const LaunchOptions& options) {
   RZ_CONFIG_CHECK(out.deadline_s > 0 && out.deadline_s < 1e7, "the communication deadline must be positive seconds, not {}",
                   out.deadline_s);
   if (options.segment_bytes != 0) out.segment_bytes = options.segment_bytes;
+  out.fuzz_seed = options.fuzz_seed;
   if (options.network.has_value()) check_links(*options.network, out);
   return out;
 }

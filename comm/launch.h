@@ -30,6 +30,7 @@ struct LaunchOptions {
   size_t segment_bytes = 0;        // pipelining unit, the same on all ranks; 0 = default. Never changes results.
   size_t message_limit_bytes = 0;  // mpi: longest single message; 0 = 64 MiB
   bool handle_sigterm = true;      // mpi: SIGTERM prints what this rank waits for and who no longer answers, then exits 143
+  uint64_t fuzz_seed = 0;          // above 0: random delays at every hand-over between threads, for tests (comm/fuzz.h)
   std::optional<NetworkSpec> network = std::nullopt;  // slows messages down to these links; all ranks on one machine
 };
 

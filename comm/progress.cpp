@@ -41,6 +41,7 @@ Progress::Progress(std::function<std::unique_ptr<Transport>()> open, const Progr
       rank_ = transport_->rank();
       size_ = transport_->size();
       who_ = fmt::format("rank {}/{} host {}", rank_, size_, host_name());
+      fuzz_ = Fuzz::make(options_.fuzz_seed, rank_);
       world_->rank = rank_;
       world_->members.resize(static_cast<size_t>(size_));
       for (int i = 0; i < size_; ++i) world_->members[static_cast<size_t>(i)] = i;
@@ -77,6 +78,7 @@ void Progress::add_group(const std::shared_ptr<Group>& group) {
 }
 
 Work Progress::issue(Operation operation) {
+  delay(fuzz_);
   auto state = std::make_shared<Work::State>();
   state->pulse = pulse_;
   state->times.queued_ns = steady_now_ns();
@@ -91,6 +93,7 @@ Work Progress::issue(Operation operation) {
     queue_.push_back(std::move(operation));
   }
   transport_->wake();
+  delay(fuzz_);
   return Work(std::move(state));
 }
 
@@ -139,6 +142,7 @@ void Progress::loop() {
 }
 
 void Progress::run_operation(Operation& operation) {
+  delay(fuzz_);
   operation.work->start();
   current_ = &operation;
   current_started_ns_ = last_progress_ns_ = steady_now_ns();
@@ -184,6 +188,7 @@ void Progress::run_operation(Operation& operation) {
     error = failure();
   }
   current_ = nullptr;
+  delay(fuzz_);
   operation.work->finish(moved, std::move(error));
 }
 

@@ -15,6 +15,7 @@
 #include <mutex>
 #include <thread>
 
+#include "comm/fuzz.h"
 #include "comm/ring.h"
 #include "comm/roll_call.h"
 #include "comm/transport.h"
@@ -27,6 +28,7 @@ struct ProgressOptions {
   double deadline_s = 60;
   size_t segment_bytes = 256 * 1024;
   bool watch_sigterm = false;  // see request_termination()
+  uint64_t fuzz_seed = 0;      // above 0: random delays at every hand-over (comm/fuzz.h)
 };
 
 struct Farewell {
@@ -105,6 +107,7 @@ class Progress final : private Patience {
   int rank_ = 0;
   int size_ = 1;
   std::string who_;
+  std::shared_ptr<Fuzz> fuzz_;
   std::atomic<bool> clean_{false};
 
   mutable std::mutex mutex_;

@@ -16,19 +16,6 @@ namespace {
 
 constexpr double kPixelsPerPoint = 2;
 
-std::string hex(Color c) { return fmt::format("#{:02x}{:02x}{:02x}", c.red, c.green, c.blue); }
-
-std::string escaped_xml(const std::string& text) {
-  std::string out;
-  for (const char c : text) {
-    if (c == '<') out += "&lt;";
-    else if (c == '>') out += "&gt;";
-    else if (c == '&') out += "&amp;";
-    else out += c;
-  }
-  return out;
-}
-
 class Image {
  public:
   Image(int width, int height) : width_(width), height_(height), pixels_(static_cast<size_t>(width) * static_cast<size_t>(height) * 3, 255) {}
@@ -89,6 +76,28 @@ class Image {
 };
 
 }  // namespace
+
+std::string hex(Color color) { return fmt::format("#{:02x}{:02x}{:02x}", color.red, color.green, color.blue); }
+
+std::string escaped_xml(const std::string& text) {
+  std::string out;
+  for (const char c : text) {
+    if (c == '<') out += "&lt;";
+    else if (c == '>') out += "&gt;";
+    else if (c == '&') out += "&amp;";
+    else if (c == '"') out += "&quot;";
+    else out += c;
+  }
+  return out;
+}
+
+double grid_step(double most) {
+  const double rough = most > 0 ? most / 5 : 1;
+  const double power = std::pow(10.0, std::floor(std::log10(rough)));
+  for (const double f : {1.0, 2.0, 5.0})
+    if (rough <= f * power) return f * power;
+  return 10 * power;
+}
 
 void Drawing::rectangle(double x, double y, double width, double height, Color color) { rectangles_.push_back({x, y, width, height, color}); }
 

@@ -12,6 +12,13 @@ struct Color {
   uint8_t red = 0, green = 0, blue = 0;
 };
 
+// "#1f4e8c"
+std::string hex(Color color);
+// For element texts and quoted attributes of XML and HTML.
+std::string escaped_xml(const std::string& text);
+// Distance of an axis' grid lines up to `most`, so that there are four to ten: 1, 2 or 5 times a power of ten.
+double grid_step(double most);
+
 enum class Anchor : uint8_t { start, middle, end };
 
 class Drawing {

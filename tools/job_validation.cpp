@@ -53,6 +53,7 @@ class Validator {
     sharding();
     communication();
     sample();
+    experiment();
   }
 
  private:
@@ -319,6 +320,11 @@ class Validator {
     within("sample.temperature", s.temperature(), kNotNegative);
     within("sample.top_k", s.top_k(), 0, kMaxCount);
     within("sample.top_p", s.top_p(), {.high = 1, .without_low = true});
+  }
+
+  void experiment() const {
+    within("experiment.slow_rank", job_.experiment().slow_rank(), -1, kMaxCount);
+    within("experiment.slow_factor", job_.experiment().slow_factor(), {.low = 1, .high = 1000});
   }
 
   const ringzero::Job& job_;

@@ -11,18 +11,6 @@ namespace {
 constexpr Color kInk{0x22, 0x22, 0x22};
 constexpr Color kFaint{0xdd, 0xdd, 0xdd};
 constexpr Color kGrey{0x66, 0x66, 0x66};
-// In the order of Category; told apart by people who do not see red and green apart, too.
-constexpr std::array<Color, kCategories> kColors = {{
-    {0x1f, 0x4e, 0x8c},  // parameter
-    {0xe0, 0x8a, 0x1e},  // gradient
-    {0x5b, 0xa3, 0xcf},  // optimizer_state
-    {0x7a, 0xb3, 0x55},  // activation
-    {0xc9, 0xd9, 0x6f},  // activation_gradient
-    {0xb2, 0x4a, 0x6e},  // communication
-    {0x8c, 0x8c, 0x8c},  // workspace
-    {0xc8, 0xb8, 0x9a},  // input
-}};
-
 constexpr double kBar = 44;
 constexpr double kGap = 8;
 constexpr double kGroupGap = 34;
@@ -32,15 +20,6 @@ constexpr double kPlot = 300;
 constexpr double kBottom = 62;
 constexpr double kRight = 24;
 constexpr double kLeastWidth = 640;
-
-// 1, 2 or 5 times a power of ten, so that there are four to ten lines.
-double grid_step(double most) {
-  const double rough = most / 5;
-  const double power = std::pow(10.0, std::floor(std::log10(std::max(rough, 1.0))));
-  for (const double f : {1.0, 2.0, 5.0})
-    if (rough <= f * power) return f * power;
-  return 10 * power;
-}
 
 void draw_legend(Drawing& drawing, const std::vector<MemoryCell>& cells, bool measured) {
   double x = kLeft;
@@ -54,12 +33,27 @@ void draw_legend(Drawing& drawing, const std::vector<MemoryCell>& cells, bool me
   };
   for (size_t c = 0; c < kCategories; ++c) {
     const bool used = std::ranges::any_of(cells, [c](const MemoryCell& cell) { return cell.fullest_predicted().memory.peak.at_total_peak[c] > 0; });
-    if (used) entry(name(static_cast<Category>(c)), kColors[c], 10);
+    if (used) entry(name(static_cast<Category>(c)), category_color(static_cast<Category>(c)), 10);
   }
   if (measured) entry("measured", kInk, 2);
 }
 
 }  // namespace
+
+Color category_color(Category category) {
+  // In the order of Category; told apart by people who do not see red and green apart, too.
+  constexpr std::array<Color, kCategories> kColors = {{
+      {0x1f, 0x4e, 0x8c},  // parameter
+      {0xe0, 0x8a, 0x1e},  // gradient
+      {0x5b, 0xa3, 0xcf},  // optimizer_state
+      {0x7a, 0xb3, 0x55},  // activation
+      {0xc9, 0xd9, 0x6f},  // activation_gradient
+      {0xb2, 0x4a, 0x6e},  // communication
+      {0x8c, 0x8c, 0x8c},  // workspace
+      {0xc8, 0xb8, 0x9a},  // input
+  }};
+  return kColors[static_cast<size_t>(category)];
+}
 
 Drawing draw_memory(const std::string& title, const std::vector<MemoryCell>& cells) {
   RZ_CHECK(!cells.empty(), "there is nothing to draw");
@@ -96,7 +90,7 @@ Drawing draw_memory(const std::string& title, const std::vector<MemoryCell>& cel
       for (size_t c = 0; c < kCategories; ++c) {
         const double height = height_of(static_cast<double>(peak.at_total_peak[c]));
         base -= height;
-        if (height > 0) drawing.rectangle(x, base, kBar, height, kColors[c]);
+        if (height > 0) drawing.rectangle(x, base, kBar, height, category_color(static_cast<Category>(c)));
       }
       drawing.text(x + kBar / 2, base - 5, 7, format_bytes(static_cast<double>(peak.total)), kGrey, Anchor::middle);
       if (!cell.measured.empty()) {

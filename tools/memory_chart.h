@@ -10,6 +10,9 @@
 
 namespace rz::tools {
 
+// The colour of a category in every picture.
+Color category_color(Category category);
+
 Drawing draw_memory(const std::string& title, const std::vector<MemoryCell>& cells);
 
 }  // namespace rz::tools

@@ -59,6 +59,23 @@ bool holds_checkpoint(const std::string& path) {
   return !error && entries != fs::directory_iterator();
 }
 
+// Calls f(line, its object); true when the last line is torn: it lacks its end, because the writer died within it.
+template <class F>
+bool for_each_metrics_line(const std::string& path, const F& f) {
+  std::ifstream in(path, std::ios::binary);
+  RZ_CONFIG_CHECK(in.is_open(), "{}: cannot be read: {}", path, std::strerror(errno));
+  std::string line;
+  for (int64_t number = 1; std::getline(in, line); ++number) {
+    if (in.eof()) return true;
+    const auto value = ordered_json::parse(line, nullptr, false);
+    const bool good = value.is_object() && value.contains("step") && value["step"].is_number_integer();
+    RZ_CONFIG_CHECK(good, "{}:{}: is not an object with an integer \"step\"; the run's metrics are damaged", path, number);
+    f(line, value);
+  }
+  RZ_CONFIG_CHECK(!in.bad(), "{}: cannot be read", path);
+  return false;
+}
+
 }  // namespace
 
 RunDirectory RunDirectory::create(const std::string& path, const std::string& job_text) {
@@ -115,27 +132,22 @@ void RunDirectory::open_metrics() {
 }
 
 void RunDirectory::drop_metrics_after(int64_t step) const {
-  std::ifstream in(metrics_path(), std::ios::binary);
-  RZ_CONFIG_CHECK(in.is_open(), "{}: cannot be read: {}", metrics_path(), std::strerror(errno));
   std::string kept;
-  std::string line;
   bool dropped = false;
-  for (int64_t number = 1; std::getline(in, line); ++number) {
-    const bool torn = in.eof();  // the last line lacks its end: the writer died within it
-    const auto value = torn ? ordered_json() : ordered_json::parse(line, nullptr, false);
-    const bool good = value.is_object() && value.contains("step") && value["step"].is_number_integer();
-    RZ_CONFIG_CHECK(good || torn, "{}:{}: is not an object with an integer \"step\"; the run's metrics are damaged", metrics_path(),
-                    number);
-    if (good && value["step"].get<int64_t>() <= step) {
-      kept += line;
-      kept += '\n';
+  const bool torn = for_each_metrics_line(metrics_path(), [&](const std::string& line, const ordered_json& value) {
+    if (value["step"].get<int64_t>() <= step) {
+      kept += line + '\n';
     } else {
       dropped = true;
     }
-  }
-  RZ_CONFIG_CHECK(!in.bad(), "{}: cannot be read", metrics_path());
-  in.close();
-  if (dropped) write_file_atomically(metrics_path(), kept);
+  });
+  if (torn || dropped) write_file_atomically(metrics_path(), kept);
+}
+
+std::vector<ordered_json> RunDirectory::read_metrics(const std::string& run_path) {
+  std::vector<ordered_json> metrics;
+  for_each_metrics_line(metrics_path(run_path), [&](const std::string&, const ordered_json& value) { metrics.push_back(value); });
+  return metrics;
 }
 
 void RunDirectory::append_metrics(const ordered_json& line) {

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 namespace rz::tools {
 
@@ -27,11 +28,15 @@ class RunDirectory {
 
   const std::string& path() const { return path_; }
   std::string job_path() const { return path_ + "/job.textproto"; }
-  std::string metrics_path() const { return path_ + "/metrics.jsonl"; }
+  std::string metrics_path() const { return metrics_path(path_); }
+  static std::string metrics_path(const std::string& run_path) { return run_path + "/metrics.jsonl"; }
   std::string summary_path() const { return path_ + "/summary.json"; }
   // Where checkpoints go, and where those of an earlier run are to be found.
   std::string checkpoint_path() const { return checkpoint_path(path_); }
   static std::string checkpoint_path(const std::string& run_path) { return run_path + "/checkpoint"; }
+
+  // The objects of a run's metrics.jsonl, without a torn last line. ConfigError when it is missing or damaged.
+  static std::vector<nlohmann::ordered_json> read_metrics(const std::string& run_path);
 
   // Appends a line for a step: an object with an integer "step". Numbers print in their shortest form that reads back the same; what is
   // not finite prints as null. rz::Error when the line cannot be written; the file then ends with the line before.

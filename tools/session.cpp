@@ -69,7 +69,7 @@ bool sums_exactly(const ringzero::Job& job) { return job.sharding().reduction() 
 
 optim::MicroBatches micro_batches(const ringzero::Job& job) { return {job.training().batch(), std::max<int64_t>(1, job.training().micro_batch())}; }
 
-optim::ShardingOptions sharding_options(const ringzero::Job& job, int ranks) {
+optim::ShardingOptions sharding_options(const ringzero::Job& job, int rank, int ranks) {
   optim::ShardingOptions o;
   o.policy = optim::policy_of_stage(job.sharding().stage());
   o.precision = {dtype_of_precision(job.training().precision()), dtype_of_precision(job.sharding().reduce_dtype())};
@@ -86,6 +86,9 @@ optim::ShardingOptions sharding_options(const ringzero::Job& job, int ranks) {
   o.prefetch = static_cast<int>(job.sharding().prefetch());
   o.prefetch_bytes = static_cast<int64_t>(job.sharding().prefetch_mb() * (1 << 20));
   o.seed = job.seed();
+  o.experiment.late_bucket = job.experiment().late_bucket();
+  // A dry run has no time to lose.
+  if (job.experiment().slow_rank() == rank && !dry_run()) o.experiment.slow_factor = job.experiment().slow_factor();
   return o;
 }
 
@@ -112,7 +115,7 @@ Session::Session(const ringzero::Job& job, std::unique_ptr<Task> task, comm::Com
     : job_(job),
       comm_(comm),
       task_(std::move(task)),
-      sharded_(task_->module(), comm, sharding_options(job, comm.size())),
+      sharded_(task_->module(), comm, sharding_options(job, comm.rank(), comm.size())),
       optimizer_(sharded_, make_optimizer(job.optimizer()), job.optimizer().decay_all(), job.training().ema_decay()),
       trainer_(sharded_, optimizer_, make_schedule(job.schedule(), job.training().steps()), job.training().clip_norm(),
                loss_scaling(job.training())),

@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "comm/launch.h"
+#include "runtime/core/allocator.h"
 #include "tools/job_flags.h"
 #include "tools/train.h"
 
@@ -26,6 +27,8 @@ comm::LaunchOptions launch_options(const ringzero::Job& job) {
   const bool threads = options.transport == comm::TransportKind::threads || !comm::under_mpirun();
   if (threads) options.ranks = static_cast<int>(c.ranks());
   options.deadline_s = c.deadline_s();
+  options.fuzz_seed = job.experiment().fuzz_seed();
+  allocator::set_poison(options.fuzz_seed != 0);
   if (!c.link().empty() || !c.inter_node_link().empty()) {
     options.network = comm::parse_network(c.link(), c.inter_node_link(), c.nodes());
     options.network->seed = job.seed();

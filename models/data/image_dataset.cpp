@@ -22,16 +22,6 @@ ImageList::ImageList(ImageSize size, int64_t count, std::string owner) : size_(s
   data_ = reinterpret_cast<uint8_t*>(storage_->data());
 }
 
-ImageList ImageList::copy_of(int64_t begin, int64_t end, std::string owner) const {
-  RZ_CHECK(0 <= begin && begin <= end && end <= count_, "images [{}, {}) asked of {}", begin, end, count_);
-  ImageList out(size_, end - begin, std::move(owner));
-  const auto part = pixels().subspan(static_cast<size_t>(begin * size_.values()), out.pixels().size());
-  std::copy(part.begin(), part.end(), out.pixels().begin());
-  const auto names = labels().subspan(static_cast<size_t>(begin), out.labels().size());
-  std::copy(names.begin(), names.end(), out.labels().begin());
-  return out;
-}
-
 ImageDataset::ImageDataset(ImageList train, ImageList validation, std::vector<std::string> class_names, std::string source)
     : train_(std::move(train)), validation_(std::move(validation)), class_names_(std::move(class_names)), source_(std::move(source)) {
   RZ_CONFIG_CHECK(!class_names_.empty() && class_names_.size() <= 256, "{}: {} classes; valid: 1 to 256", source_, class_names_.size());

@@ -37,8 +37,6 @@ class ImageList {
   const ImageSize& size() const { return size_; }
   std::span<uint8_t> pixels() const { return {data_, static_cast<size_t>(count_ * size_.values())}; }
   std::span<uint8_t> labels() const { return {data_ + count_ * size_.values(), static_cast<size_t>(count_)}; }
-  // Images [begin, end), which must exist, in an own list.
-  ImageList copy_of(int64_t begin, int64_t end, std::string owner) const;
 
  private:
   std::shared_ptr<Storage> storage_;

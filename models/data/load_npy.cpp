@@ -95,15 +95,19 @@ ImageDataset load_npy(const std::string& images_path, const std::string& labels_
                   images_path, header.shape.size());
   const auto pixels = read_body(file, header, 1);
   const int64_t count = header.shape[0];
-  ImageList all({header.shape[1], header.shape[2], header.shape.size() == 4 ? header.shape[3] : 1}, count, images_path);
-  std::copy(pixels.begin(), pixels.end(), all.pixels().begin());
+  const ImageSize size{header.shape[1], header.shape[2], header.shape.size() == 4 ? header.shape[3] : 1};
   const auto labels = labels_path.empty() ? std::vector<uint8_t>(static_cast<size_t>(count), 0) : read_labels(labels_path, count);
-  std::copy(labels.begin(), labels.end(), all.labels().begin());
   std::vector<std::string> names;
   for (int c = 0; c <= *std::max_element(labels.begin(), labels.end()); ++c) names.push_back(std::to_string(c));
   const auto held_out = std::llround(static_cast<double>(count) * validation_fraction);
   RZ_CONFIG_CHECK(held_out >= 1 && held_out < count, "{}: {} images are too few to hold out a fraction of {}", images_path, count, validation_fraction);
-  return {all.copy_of(0, count - held_out, images_path), all.copy_of(count - held_out, count, images_path), names, images_path};
+  const auto part = [&](int64_t begin, int64_t end) {
+    ImageList list(size, end - begin, images_path);
+    std::copy(pixels.begin() + begin * size.values(), pixels.begin() + end * size.values(), list.pixels().begin());
+    std::copy(labels.begin() + begin, labels.begin() + end, list.labels().begin());
+    return list;
+  };
+  return {part(0, count - held_out), part(count - held_out, count), names, images_path};
 }
 
 }  // namespace rz::models

@@ -42,17 +42,19 @@ Classifier::Classifier(const ClassifierConfig& config)
   register_module("noise2", *noise2_);
 }
 
-Tensor Classifier::with_noise(const Tensor& x, const Tensor& c_BD, const std::unique_ptr<nn::Linear>& projection) const {
-  if (!projection) return x;
-  return ops::add(x, ops::reshape(projection->forward(c_BD), {x.size(0), 1, 1, x.size(3)}));
+Tensor Classifier::rectified(const nn::Conv2d& conv, const Tensor& x, const Tensor& c_BD,
+                             const std::unique_ptr<nn::Linear>& projection) const {
+  if (!projection) return conv.forward(x, ConvActivation::relu);
+  const Tensor h = conv.forward(x);
+  return ops::relu(ops::add(h, ops::reshape(projection->forward(c_BD), {h.size(0), 1, 1, h.size(3)})));
 }
 
 Classifier::Output Classifier::forward(const Tensor& x_BHWC, const Tensor& noise_B) const {
   RZ_CHECK(noise_B.defined() == config_.noise_levels, "the classifier {} noise levels", config_.noise_levels ? "needs" : "takes no");
   check_images("classifier", config_.image, x_BHWC, noise_B);
   const Tensor c_BD = noise_ ? noise_->forward(noise_B, {}) : Tensor();
-  Tensor h = ops::max_pool(ops::relu(with_noise(conv1_.forward(x_BHWC), c_BD, noise1_)));
-  h = ops::max_pool(ops::relu(with_noise(conv2_.forward(h), c_BD, noise2_)));
+  Tensor h = ops::max_pool(rectified(conv1_, x_BHWC, c_BD, noise1_));
+  h = ops::max_pool(rectified(conv2_, h, c_BD, noise2_));
   const Tensor features = ops::relu(hidden_.forward(ops::reshape(h, {h.size(0), flat_width(config_)})));
   return {features, out_.forward(features)};
 }

@@ -26,7 +26,8 @@ class Classifier final : public nn::Module {
   Output forward(const Tensor& x_BHWC, const Tensor& noise_B = {}) const;
 
  private:
-  Tensor with_noise(const Tensor& x, const Tensor& c_BD, const std::unique_ptr<nn::Linear>& projection) const;
+  // ReLU of the convolution, with the noise level's projection where there is one.
+  Tensor rectified(const nn::Conv2d& conv, const Tensor& x, const Tensor& c_BD, const std::unique_ptr<nn::Linear>& projection) const;
 
   ClassifierConfig config_;
   nn::Conv2d conv1_;

@@ -24,12 +24,12 @@ struct UNetConfig {
   int64_t blocks = 2;                            // residual blocks of a level on the way down; one more on the way up
   std::vector<int64_t> attention_heights = {};   // levels of this height (after `patch`) attend after each of their blocks
   bool middle_attention = true;
-  int64_t head_width = 32;   // channels of an attention head, at most; the largest divisor of a level's channels is taken
-  bool scale_shift = true;   // time and class scale and shift the second norm of a block; otherwise they are added before it
+  int64_t head_width = 32;  // channels of an attention head, at most; the largest divisor of a level's channels is taken
+  bool scale_shift = true;  // time and class scale and shift the second norm of a block; otherwise they are added before it
   double dropout = 0;
-  int64_t classes = 0;       // above 0: conditional, with one more class that means "no label"
+  int64_t classes = 0;  // above 0: conditional, with one more class that means "no label"
   double norm_epsilon = 1e-5;
-  bool recompute = false;    // backward computes the blocks again: only their inputs are kept
+  bool recompute = false;  // backward computes the blocks again: only their inputs are kept
 
   // ConfigError naming field and value for an impossible one.
   void check() const;
@@ -41,9 +41,9 @@ struct DiTConfig {
   int64_t out_channels = 0;  // as in UNetConfig
   int64_t patch = 4;         // a token is patch x patch pixels
   int64_t layers = 6;
-  int64_t width = 128;       // divisible by 4 and by heads
+  int64_t width = 128;  // divisible by 4 and by heads
   int64_t heads = 4;
-  int64_t mlp_width = 0;     // 0: 4 width
+  int64_t mlp_width = 0;  // 0: 4 width
   double dropout = 0;
   int64_t classes = 0;
   double norm_epsilon = 1e-6;
@@ -57,9 +57,9 @@ struct DiTConfig {
 struct ClassifierConfig {
   ImageShape image;
   int64_t classes = 10;
-  int64_t width1 = 32;     // channels of the first convolution
-  int64_t width2 = 64;     // of the second
-  int64_t features = 128;  // width of the last hidden layer
+  int64_t width1 = 32;        // channels of the first convolution
+  int64_t width2 = 64;        // of the second
+  int64_t features = 128;     // width of the last hidden layer
   bool noise_levels = false;  // takes noise levels beside images: for guidance
 
   void check() const;

@@ -13,7 +13,7 @@ namespace rz::models::diffusion {
 
 namespace {
 
-constexpr int64_t kSinusoids = 256;       // width of the noise embedding
+constexpr int64_t kSinusoids = 256;  // width of the noise embedding
 constexpr double kEmbeddingStd = 0.02;
 
 DiTConfig completed(DiTConfig c) {
@@ -37,7 +37,9 @@ nn::AttentionConfig attention_config(const DiTConfig& c) {
 }
 
 // Part `index` of a modulation [B, parts D].
-Tensor part(const Tensor& modulation, int64_t index, int64_t width) { return ops::slice(modulation, 1, index * width, (index + 1) * width); }
+Tensor part(const Tensor& modulation, int64_t index, int64_t width) {
+  return ops::slice(modulation, 1, index * width, (index + 1) * width);
+}
 
 }  // namespace
 
@@ -129,7 +131,8 @@ Tensor DiT::forward(const Tensor& x_BHWC, const Tensor& noise_B, const Condition
     });
   }
   const Tensor m = modulation_.forward(c_BD);
-  const Tensor y = out_.forward(ops::layer_norm_modulate(x_BTD, part(m, 1, config_.width), part(m, 0, config_.width), config_.norm_epsilon));
+  const Tensor y =
+      out_.forward(ops::layer_norm_modulate(x_BTD, part(m, 1, config_.width), part(m, 0, config_.width), config_.norm_epsilon));
   return ops::depth_to_space(ops::reshape(y, {x_BHWC.size(0), rows, columns, y.size(2)}), config_.patch);
 }
 

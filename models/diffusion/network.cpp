@@ -21,8 +21,8 @@ void check_image(const ImageShape& image) {
 void check_common(const ImageShape& image, int64_t out_channels, int64_t patch, double dropout, int64_t classes, double epsilon) {
   check_image(image);
   RZ_CONFIG_CHECK(out_channels >= 0, "out_channels must not be negative: {}", out_channels);
-  RZ_CONFIG_CHECK(patch >= 1 && image.height % patch == 0 && image.width % patch == 0, "images of {} x {} pixels do not divide into patches of {} x {}",
-                  image.height, image.width, patch, patch);
+  RZ_CONFIG_CHECK(patch >= 1 && image.height % patch == 0 && image.width % patch == 0,
+                  "images of {} x {} pixels do not divide into patches of {} x {}", image.height, image.width, patch, patch);
   RZ_CONFIG_CHECK(dropout >= 0 && dropout < 1, "dropout must be in [0, 1), not {}", dropout);
   RZ_CONFIG_CHECK(classes >= 0, "classes must not be negative: {}", classes);
   RZ_CONFIG_CHECK(epsilon > 0, "norm_epsilon must be above 0, not {}", epsilon);
@@ -65,11 +65,13 @@ void ClassifierConfig::check() const {
   RZ_CONFIG_CHECK(image.height >= 4 && image.width >= 4, "the classifier pools twice: images of {} x {} pixels are too small", image.height,
                   image.width);
   RZ_CONFIG_CHECK(classes >= 2, "classes must be at least 2, not {}", classes);
-  RZ_CONFIG_CHECK(width1 >= 1 && width2 >= 1 && features >= 1, "widths {}, {} and features {} must be at least 1", width1, width2, features);
+  RZ_CONFIG_CHECK(width1 >= 1 && width2 >= 1 && features >= 1, "widths {}, {} and features {} must be at least 1", width1, width2,
+                  features);
 }
 
 Tensor noise_embedding(const Tensor& noise_B, int64_t width, DType dtype) {
-  RZ_CHECK(noise_B.defined() && noise_B.rank() == 1 && is_floating(noise_B.dtype()), "noise levels must be floating-point [B], not {}", noise_B.defined() ? noise_B.str() : "none");
+  RZ_CHECK(noise_B.defined() && noise_B.rank() == 1 && is_floating(noise_B.dtype()), "noise levels must be floating-point [B], not {}",
+           noise_B.defined() ? noise_B.str() : "none");
   RZ_CHECK(width >= 2 && width % 2 == 0, "a noise embedding's width must be even, not {}", width);
   autograd::NoGrad no_grad;
   const int64_t half = width / 2;
@@ -105,11 +107,13 @@ Tensor ConditionEmbedding::forward(const Tensor& noise_B, const Conditioning& co
 void check_images(const char* network, const ImageShape& shape, const Tensor& x_BHWC, const Tensor& noise_B) {
   RZ_CHECK(x_BHWC.rank() == 4 && x_BHWC.size(1) == shape.height && x_BHWC.size(2) == shape.width && x_BHWC.size(3) == shape.channels,
            "the {} takes images [B, {}, {}, {}], not {}", network, shape.height, shape.width, shape.channels, x_BHWC.str());
-  RZ_CHECK(!noise_B.defined() || noise_B.shape() == Shape{x_BHWC.size(0)}, "noise levels {} do not fit images {}", noise_B.str(), x_BHWC.str());
+  RZ_CHECK(!noise_B.defined() || noise_B.shape() == Shape{x_BHWC.size(0)}, "noise levels {} do not fit images {}", noise_B.str(),
+           x_BHWC.str());
 }
 
 Tensor grid_positions(int64_t rows, int64_t columns, int64_t width) {
-  RZ_CHECK(rows >= 1 && columns >= 1 && width >= 4 && width % 4 == 0, "there are no positions of width {} on a {} x {} grid", width, rows, columns);
+  RZ_CHECK(rows >= 1 && columns >= 1 && width >= 4 && width % 4 == 0, "there are no positions of width {} on a {} x {} grid", width, rows,
+           columns);
   const int64_t quarter = width / 4;
   std::vector<float> values;
   for (int64_t i = 0; i < rows; ++i)

@@ -139,7 +139,8 @@ UNet::UNet(const UNetConfig& config)
     }
     down_.push_back(std::move(level));
   }
-  for (int k = 0; k < 2; ++k) middle_.push_back(make_block(fmt::format("middle.{}", k), channels, channels, k == 0 && config_.middle_attention));
+  for (int k = 0; k < 2; ++k)
+    middle_.push_back(make_block(fmt::format("middle.{}", k), channels, channels, k == 0 && config_.middle_attention));
   for (size_t i = levels; i-- > 0;) {
     Level level;
     for (int64_t k = 0; k <= config_.blocks; ++k) {
@@ -188,7 +189,8 @@ Tensor UNet::forward(const Tensor& x_BHWC, const Tensor& noise_B, const Conditio
   check_images("UNet", config_.image, x_BHWC, noise_B);
   const Tensor c_BD = condition_.forward(noise_B, conditioning);
   const auto run_sample = [](Level& level, const Tensor& x, bool up) {
-    return nn::run_unit(*level.sample, {x}, [&](const std::vector<Tensor>& in) { return level.sample->forward(up ? ops::upsample(in[0]) : in[0]); });
+    return nn::run_unit(*level.sample, {x},
+                        [&](const std::vector<Tensor>& in) { return level.sample->forward(up ? ops::upsample(in[0]) : in[0]); });
   };
   Tensor h = in_.forward(config_.patch > 1 ? ops::space_to_depth(x_BHWC, config_.patch) : x_BHWC);
   std::vector<Tensor> skips{h};

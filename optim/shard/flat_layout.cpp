@@ -1,6 +1,7 @@
 #include "optim/shard/flat_layout.h"
 
 #include <algorithm>
+#include <map>
 #include <set>
 
 namespace rz::optim {
@@ -48,6 +49,14 @@ std::vector<BucketPlan> plan_buckets(nn::Module& model, int64_t bucket_bytes) {
     if (!claimed.contains(p)) ordered.push_back({p, "outermost", true});
   ordered.insert(ordered.end(), in_units.begin(), in_units.end());
 
+  const auto bytes_of = [](const Piece& piece) {
+    return piece.parameter->numel() * static_cast<int64_t>(size_bytes(piece.parameter->value.dtype()));
+  };
+  std::map<std::string, int64_t> unit_bytes;
+  for (const Piece& piece : ordered) unit_bytes[piece.unit] += bytes_of(piece);
+  // A bucket of two units is needed by both and complete with the second only: worth it for small units, not for pieces of large ones.
+  const auto merge = [&](const std::string& a, const std::string& b) { return unit_bytes[a] <= bucket_bytes && unit_bytes[b] <= bucket_bytes; };
+
   std::vector<BucketPlan> buckets;
   for (const bool trainable : {true, false}) {
     const size_t first = buckets.size();
@@ -55,9 +64,9 @@ std::vector<BucketPlan> plan_buckets(nn::Module& model, int64_t bucket_bytes) {
     std::string last_unit;
     for (const Piece& piece : ordered) {
       if (piece.parameter->trainable != trainable) continue;
-      const int64_t more = piece.parameter->numel() * static_cast<int64_t>(size_bytes(piece.parameter->value.dtype()));
+      const int64_t more = bytes_of(piece);
       const bool fresh = buckets.size() == first || buckets.back().outermost != piece.outermost ||
-                         (bucket_bytes == 0 ? piece.unit != last_unit : bytes + more > bucket_bytes);
+                         (piece.unit != last_unit && !merge(piece.unit, last_unit)) || (bucket_bytes > 0 && bytes + more > bucket_bytes);
       if (fresh) {
         buckets.push_back({{}, piece.outermost, trainable, piece.unit});
         bytes = 0;
@@ -69,6 +78,11 @@ std::vector<BucketPlan> plan_buckets(nn::Module& model, int64_t bucket_bytes) {
       last_unit = piece.unit;
     }
   }
+  // Parts of one unit are told apart.
+  std::map<std::string, int> parts, named;
+  for (const BucketPlan& b : buckets) ++parts[b.name];
+  for (BucketPlan& b : buckets)
+    if (const int of = parts[b.name]; of > 1) b.name = fmt::format("{} part {} of {}", b.name, ++named[b.name], of);
   return buckets;
 }
 

@@ -57,11 +57,12 @@ struct BucketPlan {
   std::vector<nn::Parameter*> parameters;
   bool outermost = false;  // of the outermost unit: stays gathered from the start of a step to the end of its backward
   bool trainable = true;
-  std::string name;        // "blocks.3", "blocks.0-2", "outermost", ...
+  std::string name;        // "blocks.3", "blocks.0 .. blocks.2", "blocks.3 part 1 of 2", "outermost", ...
 };
 
 // Deals a model's parameters into buckets, in registration order, outermost unit first. bucket_bytes = 0: a bucket per unit;
-// otherwise a bucket is closed when the next parameter would make it larger than that: small units merge, large ones are cut.
+// otherwise a bucket is closed when the next parameter would make it larger than that: small units merge, large ones are cut, and
+// parts of a cut unit share a bucket with no other.
 // Frozen parameters have buckets of their own.
 std::vector<BucketPlan> plan_buckets(nn::Module& model, int64_t bucket_bytes);
 

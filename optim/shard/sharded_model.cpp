@@ -4,10 +4,12 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cmath>
 #include <limits>
 #include <map>
 #include <set>
+#include <thread>
 
 #include "runtime/autograd/engine.h"
 #include "runtime/autograd/grad_mode.h"
@@ -18,12 +20,17 @@
 
 namespace rz::optim {
 
+namespace {
+// Of the full weights, or the full gradients, of a bucket.
+int64_t gathered_bytes(const ShardedUnit& unit) { return unit.layout().padded_elements() * static_cast<int64_t>(size_bytes(unit.weight_view().dtype())); }
+}  // namespace
+
 ShardedModel::ShardedModel(nn::Module& model, comm::Communicator& comm, const ShardingOptions& options)
-    : model_(model), comm_(comm), groups_(comm, options.group_size), options_(options) {
+    : model_(model), comm_(comm), groups_(comm, options.group_size), options_(options), slowdown_(options.experiment.slow_factor) {
   RZ_CHECK(options.accumulation.micro_batches >= 1, "{} micro-batches", options.accumulation.micro_batches);
   if (!options_.overlap) options_.prefetch = 0;
-  RZ_CHECK(options.prefetch >= 0 && options.reductions_in_flight >= 1, "prefetch {} and {} reductions in flight", options.prefetch,
-           options.reductions_in_flight);
+  RZ_CHECK(options.prefetch >= 0 && options.units_in_reduction >= 1, "prefetch {} and {} units in reduction", options.prefetch,
+           options.units_in_reduction);
   options.precision.check();
   RZ_CONFIG_CHECK(options.exact_micro_batches == 0 || !options.precision.mixed(), "exact sums need float32 training, not {}",
                   name(options.precision.weights));
@@ -47,6 +54,12 @@ ShardedModel::ShardedModel(nn::Module& model, comm::Communicator& comm, const Sh
     for (size_t u = units_.size(); u-- > 0;)
       if (units_[u]->trainable() && units_[u]->outermost() == outermost) reduce_order_.push_back(u);
   map_units();
+  const auto is_late = [&](const auto& unit) { return unit->name() == options_.experiment.late_bucket; };
+  if (!options_.experiment.late_bucket.empty() && std::ranges::none_of(units_, is_late)) {
+    std::vector<std::string> names;
+    for (const auto& unit : units_) names.push_back(unit->name());
+    throw ConfigError(fmt::format("there is no bucket '{}' to be late; valid: {}", options_.experiment.late_bucket, fmt::join(names, ", ")));
+  }
 }
 
 ShardedModel::~ShardedModel() {
@@ -56,6 +69,8 @@ ShardedModel::~ShardedModel() {
 void ShardedModel::map_units() {
   gather_follows_.assign(units_.size(), 0);
   std::map<size_t, UnitSpan*> last_user;
+  int64_t largest_bytes = 0;
+  for (const auto& unit : units_) largest_bytes = std::max(largest_bytes, gathered_bytes(*unit));
   for (const nn::Unit& unit : model_.units()) {
     unit.module->set_unit_observer(this);
     std::set<size_t> buckets;
@@ -63,10 +78,16 @@ void ShardedModel::map_units() {
       buckets.insert(places_[static_cast<size_t>(autograd::find_meta(p->value)->leaf_index)].unit);
     UnitSpan& span = spans_[unit.module];
     span.name = unit.name;
+    span.index = static_cast<int64_t>(order_.size());
+    order_.push_back(&span);
+    int64_t unit_bytes = 0;
+    for (const size_t b : buckets) unit_bytes += gathered_bytes(*units_[b]);
+    largest_bytes = std::max(largest_bytes, unit_bytes);
     span.buckets.assign(buckets.begin(), buckets.end());
     if (!buckets.empty()) gather_follows_[*buckets.begin()] = 1;
     for (size_t b : buckets) last_user[b] = &span;
   }
+  reduction_window_bytes_ = options_.units_in_reduction * largest_bytes;
   for (auto& [bucket, span] : last_user) span->last_used_here.push_back(bucket);
   // Backward ends with the first unit: nothing is gathered after that.
   for (size_t b = 0; b < units_.size(); ++b) {
@@ -74,6 +95,15 @@ void ShardedModel::map_units() {
     gather_follows_[b] = 0;
     break;
   }
+}
+
+void ShardedModel::Slowdown::begin() { since_ns_ = factor_ > 1 ? steady_now_ns() : 0; }
+
+void ShardedModel::Slowdown::end() {
+  if (since_ns_ == 0) return;
+  const double extra_ns = (factor_ - 1) * static_cast<double>(steady_now_ns() - since_ns_);
+  since_ns_ = 0;
+  std::this_thread::sleep_for(std::chrono::nanoseconds(static_cast<int64_t>(extra_ns)));
 }
 
 void ShardedModel::begin_step() {
@@ -95,26 +125,29 @@ void ShardedModel::begin_micro_batch(int64_t index) {
 void ShardedModel::gather_for(const UnitSpan& span, int direction) {
   if (span.buckets.empty()) return;
   for (size_t b : span.buckets) units_[b]->gather();
-  prefetch(static_cast<int64_t>(direction > 0 ? span.buckets.back() : span.buckets.front()), direction);
+  prefetch(span.index, direction);
 }
 
 void ShardedModel::prefetch(int64_t from, int direction) {
   if (!options_.policy.parameters) return;
-  const auto bytes_of = [](const ShardedUnit& unit) {
-    return unit.layout().padded_elements() * static_cast<int64_t>(size_bytes(unit.layout().entries().front().parameter->value.dtype()));
-  };
   int64_t held = 0;
   for (const auto& unit : units_)
-    if (!unit->outermost() && !unit->sharded()) held += bytes_of(*unit);
+    if (!unit->outermost() && !unit->sharded()) held += gathered_bytes(*unit);
+  const auto buckets_of = [&](int64_t index) { return index >= 0 && index < std::ssize(order_) ? order_[static_cast<size_t>(index)]->buckets : std::vector<size_t>(); };
+  std::vector<size_t> before = buckets_of(from);
   int left = options_.prefetch;
-  for (int64_t next = from + direction; left > 0 && next >= 0 && next < static_cast<int64_t>(units_.size()); next += direction) {
-    ShardedUnit& unit = *units_[static_cast<size_t>(next)];
-    if (unit.outermost()) continue;
-    --left;
-    if (!unit.sharded()) continue;
-    held += bytes_of(unit);
-    if (options_.prefetch_bytes > 0 && held > options_.prefetch_bytes) return;
-    unit.start_gather();
+  for (int64_t next = from + direction; left > 0 && next >= 0 && next < std::ssize(order_); next += direction) {
+    const std::vector<size_t> buckets = buckets_of(next);
+    // A unit whose weights came with the one before is not ahead of it.
+    if (buckets != before) --left;
+    before = buckets;
+    for (const size_t b : buckets) {
+      ShardedUnit& unit = *units_[b];
+      if (!unit.sharded()) continue;
+      held += gathered_bytes(unit);
+      if (options_.prefetch_bytes > 0 && held > options_.prefetch_bytes) return;
+      unit.start_gather();
+    }
   }
 }
 
@@ -125,7 +158,9 @@ Tensor ShardedModel::run(nn::Module& unit, std::vector<Tensor> inputs, const nn:
   // Boundaries in the graph: backward meets `leave` just before the unit's own nodes, and `enter` just after them.
   if (records && !inputs.empty() && autograd::needs_grad({inputs[0]})) {
     Tensor bounded = inputs[0].view_alias();
-    inputs[0] = autograd::record("unit end", bounded, {inputs[0]}, [](const Tensor& grad, autograd::InputGradients& in) {
+    inputs[0] = autograd::record("unit end", bounded, {inputs[0]}, [this](const Tensor& grad, autograd::InputGradients& in) {
+      slowdown_.end();
+      slowdown_.begin();
       if (trace::Recorder* recorder = trace::current()) recorder->set({Activity::backward, trace::kNoName});
       in.add(0, grad);
     });
@@ -136,19 +171,23 @@ Tensor ShardedModel::run(nn::Module& unit, std::vector<Tensor> inputs, const nn:
     // Units run in backward too, where their forward is computed again: that is backward's time.
     const bool again = RankContext::current()->memory().phase() == Phase::backward;
     const trace::Scope scope(again ? Activity::backward : Activity::forward, span.name);
+    slowdown_.begin();
     output = forward(inputs);
+    slowdown_.end();
   }
   if (options_.policy.parameters) {
     for (size_t b : span.last_used_here) units_[b]->release();
   }
   if (!records || !autograd::needs_grad({output})) return output;
   // The way back begins at the last unit: its weights come again while the head and the loss are computed.
-  if (!span.buckets.empty() && span.buckets.back() + 1 == units_.size()) prefetch(static_cast<int64_t>(units_.size()), -1);
+  if (span.index + 1 == std::ssize(order_)) prefetch(std::ssize(order_), -1);
   Tensor bounded = output.view_alias();
   return autograd::record("unit boundary", bounded, {output}, [this, &span](const Tensor& grad, autograd::InputGradients& in) {
+    slowdown_.end();
     gather_for(span, -1);
     if (reduces_now()) launch_ready_reductions(false);
     if (trace::Recorder* recorder = trace::current()) recorder->set({Activity::backward, recorder->intern(span.name)});
+    slowdown_.begin();
     in.add(0, grad);
   });
 }
@@ -174,17 +213,20 @@ void ShardedModel::ready(autograd::AutogradMeta& leaf) {
 void ShardedModel::launch_ready_reductions(bool all) {
   while (reduce_cursor_ < reduce_order_.size()) {
     ShardedUnit& unit = *units_[reduce_order_[reduce_cursor_]];
-    if (!all && !unit.all_ready()) return;
+    if (!all && (!unit.all_ready() || unit.name() == options_.experiment.late_bucket)) return;
     unit.start_reduce();
     ++reduce_cursor_;
-    if (!options_.overlap) {
-      unit.finish_reduce();
-      finished_cursor_ = reduce_cursor_;
-    }
-    // Transient buffers: the oldest is waited for here, at a place that does not depend on timing.
-    while (unit.reduction_is_transient() && reduce_cursor_ - finished_cursor_ > static_cast<size_t>(options_.reductions_in_flight))
-      units_[reduce_order_[finished_cursor_++]]->finish_reduce();
+    reducing_bytes_ += gathered_bytes(unit);
+    // Transient buffers: the oldest are waited for here, at a place that does not depend on timing.
+    const int64_t window = !options_.overlap ? 0 : unit.reduction_is_transient() ? reduction_window_bytes_ : std::numeric_limits<int64_t>::max();
+    while (reducing_bytes_ > window) finish_oldest_reduction();
   }
+}
+
+void ShardedModel::finish_oldest_reduction() {
+  ShardedUnit& unit = *units_[reduce_order_[finished_cursor_++]];
+  unit.finish_reduce();
+  reducing_bytes_ -= gathered_bytes(unit);
 }
 
 void ShardedModel::backward(const Tensor& loss, double scale, bool counts) {
@@ -203,14 +245,16 @@ void ShardedModel::backward(const Tensor& loss, double scale, bool counts) {
       CategoryScope category(Category::activation_gradient);
       backward_options.grad = Tensor::full(loss.shape(), scale, loss.dtype(), "loss scale");
     }
+    slowdown_.begin();
     autograd::backward(loss, backward_options);
+    slowdown_.end();
   }
   {
     PhaseScope phase(Phase::reduce);
     for (auto& unit : units_) unit->fold(counts_);  // those that not all of their parameters' gradients reached
     if (reduces_now()) {
       launch_ready_reductions(true);
-      while (finished_cursor_ < reduce_order_.size()) units_[reduce_order_[finished_cursor_++]]->finish_reduce();
+      while (finished_cursor_ < reduce_order_.size()) finish_oldest_reduction();
     }
   }
   for (auto& unit : units_) {

@@ -62,38 +62,39 @@ Tensor recompute(const std::function<Tensor(const std::vector<Tensor>&)>& forwar
   }
   std::vector<Saved> saved;
   for (const Tensor& input : inputs) saved.emplace_back(input);
-  return record("recompute", output, std::move(all), [forward, saved, first = first_of_equals(inputs)](const Tensor& grad, InputGradients& in) {
-    InnerSink sink(in.sink());
-    std::vector<Tensor> stand_ins;
-    for (size_t i = 0; i < saved.size(); ++i) {
-      stand_ins.push_back(first[i] < i ? stand_ins[first[i]] : detach(saved[i].get()));
-      if (first[i] == i && in.wants(i)) set_requires_grad(stand_ins.back(), true);
-    }
-    Tensor again;
-    {
-      GradMode recording(true);
-      CategoryScope category(Category::activation);
-      again = forward(stand_ins);
-    }
-    // Places for the inputs from i on, then the walk, while all of them are open.
-    const std::function<void(size_t)> walk_from = [&](size_t i) {
-      if (i == saved.size()) {
-        BackwardOptions options;
-        options.grad = grad;
-        options.sink = &sink;
-        backward(again, options);
-        return;
-      }
-      if (first[i] < i || !in.wants(i)) return walk_from(i + 1);
-      in.into(i, [&](Tensor& out, bool accumulate) {
-        const AutogradMeta* stand_in = find_meta(stand_ins[i]);
-        sink.place(stand_in, out, accumulate);
-        walk_from(i + 1);
-        sink.finish(stand_in);
-      });
-    };
-    walk_from(0);
-  });
+  return record("recompute", output, std::move(all),
+                [forward, saved, first = first_of_equals(inputs)](const Tensor& grad, InputGradients& in) {
+                  InnerSink sink(in.sink());
+                  std::vector<Tensor> stand_ins;
+                  for (size_t i = 0; i < saved.size(); ++i) {
+                    stand_ins.push_back(first[i] < i ? stand_ins[first[i]] : detach(saved[i].get()));
+                    if (first[i] == i && in.wants(i)) set_requires_grad(stand_ins.back(), true);
+                  }
+                  Tensor again;
+                  {
+                    GradMode recording(true);
+                    CategoryScope category(Category::activation);
+                    again = forward(stand_ins);
+                  }
+                  // Places for the inputs from i on, then the walk, while all of them are open.
+                  const std::function<void(size_t)> walk_from = [&](size_t i) {
+                    if (i == saved.size()) {
+                      BackwardOptions options;
+                      options.grad = grad;
+                      options.sink = &sink;
+                      backward(again, options);
+                      return;
+                    }
+                    if (first[i] < i || !in.wants(i)) return walk_from(i + 1);
+                    in.into(i, [&](Tensor& out, bool accumulate) {
+                      const AutogradMeta* stand_in = find_meta(stand_ins[i]);
+                      sink.place(stand_in, out, accumulate);
+                      walk_from(i + 1);
+                      sink.finish(stand_in);
+                    });
+                  };
+                  walk_from(0);
+                });
 }
 
 }  // namespace rz::autograd

@@ -1,5 +1,7 @@
 #include "runtime/core/allocator.h"
 
+#include <atomic>
+#include <cstring>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -203,6 +205,14 @@ Reserve map_reserve() {
   return {};
 }
 
+std::atomic<bool> g_poison{false};
+
+// 0xFF.. is a quiet NaN in f64, f32, bf16 and f16, and -1 in integers.
+void* poisoned(void* pointer, size_t bytes) noexcept {
+  if (g_poison.load(std::memory_order_relaxed)) std::memset(pointer, 0xff, bytes);
+  return pointer;
+}
+
 }  // namespace
 
 void* reserved(size_t bytes) {
@@ -238,11 +248,13 @@ void trim() {}
 
 #else
 
-void* allocate(size_t bytes) { return heap().allocate(bytes); }
-void deallocate(void* pointer, size_t bytes) noexcept { heap().deallocate(pointer, bytes); }
+void* allocate(size_t bytes) { return poisoned(heap().allocate(bytes), bytes); }
+void deallocate(void* pointer, size_t bytes) noexcept { heap().deallocate(poisoned(pointer, bytes), bytes); }
 Stats stats() { return heap().stats(); }
 void trim() { heap().trim(); }
 
 #endif
+
+void set_poison(bool on) { g_poison = on; }
 
 }  // namespace rz::allocator

@@ -31,4 +31,8 @@ Stats stats();
 // Gives the free end of the range back to the system.
 void trim();
 
+// Fills blocks with bytes that read as NaN in every floating-point type, when they are handed out and when they come back: who
+// reads what is not there, or not there any more, gets caught. For tests; any thread, any time.
+void set_poison(bool on);
+
 }  // namespace rz::allocator

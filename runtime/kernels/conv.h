@@ -23,12 +23,16 @@ struct ConvWindow {
   }
 };
 
+// What is applied to the sums while they are in the cache.
+enum class ConvActivation : uint8_t { none, relu };
+
 class ConvKernels {
  public:
   virtual ~ConvKernels() = default;
 
   // bias [O] or undefined.
-  virtual void forward(const Tensor& x, const Tensor& weight, const Tensor& bias, const ConvWindow& window, Tensor& y) = 0;
+  virtual void forward(const Tensor& x, const Tensor& weight, const Tensor& bias, const ConvWindow& window, ConvActivation activation,
+                       Tensor& y) = 0;
   virtual void data_gradient(const Tensor& grad, const Tensor& weight, const ConvWindow& window, Tensor& dx, bool accumulate) = 0;
   virtual void weight_gradient(const Tensor& grad, const Tensor& x, const ConvWindow& window, Tensor& dweight, bool accumulate) = 0;
 

@@ -12,8 +12,8 @@ Conv2d::Conv2d(int64_t in, int64_t out, int64_t kernel, ConvWindow window, bool 
   if (bias) bias_ = &register_parameter("bias", {out}, Init::zeros(), false);
 }
 
-Tensor Conv2d::forward(const Tensor& x) const {
-  return ops::conv2d(x, weight_.value, bias_ != nullptr ? bias_->value : Tensor(), window_);
+Tensor Conv2d::forward(const Tensor& x, ConvActivation activation) const {
+  return ops::conv2d(x, weight_.value, bias_ != nullptr ? bias_->value : Tensor(), window_, activation);
 }
 
 DepthwiseConv2d::DepthwiseConv2d(int64_t channels, int64_t kernel, ConvWindow window, bool bias, Init weight_init)

@@ -17,7 +17,7 @@ Init fan_in_init(int64_t inputs, double gain = 1);
 class Conv2d final : public Module {
  public:
   Conv2d(int64_t in, int64_t out, int64_t kernel, ConvWindow window, bool bias, Init weight_init);
-  Tensor forward(const Tensor& x) const;
+  Tensor forward(const Tensor& x, ConvActivation activation = ConvActivation::none) const;
 
  private:
   ConvWindow window_;

@@ -1,6 +1,6 @@
 // Two-dimensional convolution of images, channels last: [N, H, W, C] (docs/adr/0005-convolution.md). Equations in kernels/conv.h.
 //
-// Kept for backward: x and the weight. The same bits for any number of threads.
+// Kept for backward: x, the weight, and the result where ReLU is fused. The same bits for any number of threads.
 #pragma once
 
 #include "runtime/core/tensor.h"
@@ -9,8 +9,9 @@
 namespace rz::ops {
 
 // x [N, H, W, I], weight [O, KH, KW, I], bias [O] or undefined -> [N, Ho, Wo, O] with Ho = (H + 2 padding - KH) / stride + 1 rounded
-// down. One pixel, stride 1, no padding is a matrix product.
-Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, const ConvWindow& window = {});
+// down. With `activation` relu the result is max(.., 0), in the same pass. One pixel, stride 1, no padding is a matrix product.
+Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, const ConvWindow& window = {},
+              ConvActivation activation = ConvActivation::none);
 
 // Every channel with a kernel of its own: weight [KH, KW, C], bias [C] or undefined.
 Tensor depthwise_conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, const ConvWindow& window = {});

@@ -53,8 +53,8 @@ Tensor upsample(const Tensor& x, int64_t factor) {
 
 Tensor space_to_depth(const Tensor& x, int64_t block) {
   check_images("space_to_depth", x);
-  RZ_CHECK(block >= 1 && x.size(1) % block == 0 && x.size(2) % block == 0, "space_to_depth: images of {} do not divide into blocks of {} x {}",
-           x.str(), block, block);
+  RZ_CHECK(block >= 1 && x.size(1) % block == 0 && x.size(2) % block == 0,
+           "space_to_depth: images of {} do not divide into blocks of {} x {}", x.str(), block, block);
   const int64_t rows = x.size(1) / block, columns = x.size(2) / block;
   return reshape(permute(reshape(x, {x.size(0), rows, block, columns, block, x.size(3)}), {0, 1, 3, 2, 4, 5}),
                  {x.size(0), rows, columns, block * block * x.size(3)});
@@ -62,8 +62,8 @@ Tensor space_to_depth(const Tensor& x, int64_t block) {
 
 Tensor depth_to_space(const Tensor& x, int64_t block) {
   check_images("depth_to_space", x);
-  RZ_CHECK(block >= 1 && x.size(3) % (block * block) == 0, "depth_to_space: the channels of {} do not divide into blocks of {} x {}", x.str(),
-           block, block);
+  RZ_CHECK(block >= 1 && x.size(3) % (block * block) == 0, "depth_to_space: the channels of {} do not divide into blocks of {} x {}",
+           x.str(), block, block);
   const int64_t channels = x.size(3) / (block * block);
   return reshape(permute(reshape(x, {x.size(0), x.size(1), x.size(2), block, block, channels}), {0, 1, 3, 2, 4, 5}),
                  {x.size(0), x.size(1) * block, x.size(2) * block, channels});

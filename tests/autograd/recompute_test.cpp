@@ -90,7 +90,9 @@ TEST(Recompute, TakesAnInputTwiceAndOneThatNothingReads) {
 TEST(Recompute, Nests) {
   Tensor x = leaf({3, 4}, 1), w = leaf({4, 4}, 2);
   const auto inner = [w](const std::vector<Tensor>& in) { return ops::tanh(ops::matmul(in[0], w)); };
-  const auto outer = [&](const std::vector<Tensor>& in) { return ops::add(recompute(inner, {in[0]}, {w}), recompute(inner, {recompute(inner, {in[0]}, {w})}, {w})); };
+  const auto outer = [&](const std::vector<Tensor>& in) {
+    return ops::add(recompute(inner, {in[0]}, {w}), recompute(inner, {recompute(inner, {in[0]}, {w})}, {w}));
+  };
   backward(ops::sum(recompute(outer, {x}, {w})));
   const auto dx = grad_of(x).to_vector<float>(), dw = grad_of(w).to_vector<float>();
   clear_grad(x);

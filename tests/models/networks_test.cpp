@@ -67,7 +67,9 @@ std::vector<Kind> kinds() {
     return [c] { return std::make_unique<DiT>(c); };
   };
   return {{"unet", unet([](auto&) {})},
-          {"unet_added_condition_patch", unet([](auto& c) { c.scale_shift = false, c.patch = 2, c.multipliers = {1, 1}, c.attention_heights = {}; })},
+          {"unet_added_condition_patch", unet([](auto& c) {
+             c.scale_shift = false, c.patch = 2, c.multipliers = {1, 1}, c.attention_heights = {};
+           })},
           {"unet_learned_variance_recomputed", unet([](auto& c) { c.out_channels = 4, c.recompute = true; })},
           {"dit", dit([](auto&) {})},
           {"dit_learned_variance_recomputed", dit([](auto& c) { c.out_channels = 4, c.recompute = true; })}};
@@ -252,7 +254,8 @@ TEST(DiT, ParameterCountIsTheFormula) {
   c.classes = 10;
   DiT network(c);
   const int64_t d = 128, block = (d * 6 * d + 6 * d) + (4 * d * d + 4 * d) + (d * 4 * d + 4 * d) + (4 * d * d + d);
-  EXPECT_EQ(network.parameter_count(), (16 * d + d) + (256 * d + d) + (d * d + d) + 11 * d + 6 * block + (d * 2 * d + 2 * d) + (d * 16 + 16));
+  EXPECT_EQ(network.parameter_count(),
+            (16 * d + d) + (256 * d + d) + (d * d + d) + 11 * d + 6 * block + (d * 2 * d + 2 * d) + (d * 16 + 16));
 }
 
 TEST(DiT, KnowsWhereAPatchLies) {
@@ -262,8 +265,8 @@ TEST(DiT, KnowsWhereAPatchLies) {
   autograd::NoGrad no_grad;
   const Tensor noise = Tensor::of<float>({1}, {10});
   const auto same = values_of(network.forward(Tensor::full({1, 4, 6, 2}, 0.5), noise, {}));
-  EXPECT_GT(std::abs(same[0] - same[2 * 2]), 1e-4);          // the patch to the right
-  EXPECT_GT(std::abs(same[0] - same[2 * 6 * 2]), 1e-4);      // the patch below
+  EXPECT_GT(std::abs(same[0] - same[2 * 2]), 1e-4);      // the patch to the right
+  EXPECT_GT(std::abs(same[0] - same[2 * 6 * 2]), 1e-4);  // the patch below
 }
 
 TEST(NoiseEmbedding, IsCosineThenSineWithTheFrequenciesOfTheCode) {
@@ -370,7 +373,8 @@ TEST_P(Classifiers, NameWhatDoesNotFit) {
   classifier.materialize(1);
   const Tensor x = random_tensor({2, 6, 5, 2}, 1, -1, 1, DType::f32), noise = Tensor::of<float>({2}, {1, 2});
   EXPECT_THAT([&] { classifier.forward(x, GetParam() ? Tensor() : noise); }, ThrowsMessage<Error>(HasSubstr("noise levels")));
-  EXPECT_THAT([&] { classifier.forward(x.view_slice(2, 0, 4), GetParam() ? noise : Tensor()); }, ThrowsMessage<Error>(HasSubstr("[2, 6, 4, 2]")));
+  EXPECT_THAT([&] { classifier.forward(x.view_slice(2, 0, 4), GetParam() ? noise : Tensor()); },
+              ThrowsMessage<Error>(HasSubstr("[2, 6, 4, 2]")));
   ClassifierConfig c = config();
   c.classes = 1;
   EXPECT_THAT([&] { Classifier bad(c); }, ThrowsMessage<ConfigError>(HasSubstr("classes must be at least 2, not 1")));

@@ -344,6 +344,7 @@ TEST_P(ExactForEveryRankCount, WireBytesEqualTheClosedForms) {
       train_on(
           comm, gpt, s, [&](auto... a) { return gpt_loss(gpt, s, a...); },
           [&](ShardedModel& model, ShardedOptimizer&, int64_t step) {
+            model.settle();
             const auto stats = comm.wire_stats();
             const uint64_t now = stats.of(comm::CollectiveKind::reduce_scatter).sent_bytes +
                                  stats.of(comm::CollectiveKind::all_gather).sent_bytes +

@@ -111,6 +111,7 @@ TEST_P(EveryGrouping, StatesAndWireBytesEqualTheClosedForms) {
             EXPECT_EQ(memory.current_bytes(Category::gradient), 4 * (stage >= 2 ? shard : p));
             EXPECT_EQ(memory.current_bytes(Category::optimizer_state), 8 * (stage >= 1 ? shard : p));
 
+            model.settle();
             const auto stats = comm.wire_stats();
             const uint64_t now = stats.of(comm::CollectiveKind::reduce_scatter).sent_bytes +
                                  stats.of(comm::CollectiveKind::all_gather).sent_bytes +

@@ -144,6 +144,7 @@ TEST_P(MixedRanks, WireBytesEqualTheClosedForms) {
         train_on(
             comm, gpt, s, [&](auto... a) { return gpt_loss(gpt, s, a...); },
             [&](ShardedModel& model, ShardedOptimizer&, int64_t) {
+              model.settle();
               const comm::WireStats now = comm.wire_stats();
               const auto sent = [&](comm::CollectiveKind kind) { return now.of(kind).sent_bytes - before.of(kind).sent_bytes; };
               uint64_t outer = 0, inner = 0;

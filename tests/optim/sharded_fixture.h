@@ -37,7 +37,10 @@ struct RunSettings {
   int64_t micro_batch = 0;  // above 0: order-independent sums over micro-batches of so many sequences
   int64_t group_size = 0;
   int prefetch = 1;
+  int64_t prefetch_bytes = 0;
   bool overlap = true;
+  Experiment experiment = {};
+  comm::LaunchOptions launch = {};
   double clip_norm = 0.5;
   double ema_decay = 0;
   Precision precision;
@@ -92,7 +95,9 @@ inline Trace train_on(comm::Communicator& comm, nn::Module& model, const RunSett
   options.accumulation = s.accumulation;
   options.order = s.order;
   options.prefetch = s.prefetch;
+  options.prefetch_bytes = s.prefetch_bytes;
   options.overlap = s.overlap;
+  options.experiment = s.experiment;
   options.precision = s.precision;
   options.seed = 3;
   options.group_size = s.group_size;
@@ -139,7 +144,7 @@ inline std::vector<Trace> train_gpt(const RunSettings& s, const models::Transfor
     models::Transformer gpt(config);
     traces[static_cast<size_t>(comm.rank())] =
         train_on(comm, gpt, s, [&](int64_t step, int64_t first, int64_t count) { return gpt_loss(gpt, s, step, first, count); });
-  });
+  }, s.launch);
   return traces;
 }
 

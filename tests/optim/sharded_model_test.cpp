@@ -209,6 +209,7 @@ TEST_P(EveryRankCount, WireBytesEqualTheClosedForms) {
       models::Transformer gpt(tiny_gpt());
       uint64_t before = 0;
       train_on(comm, gpt, s, [&](auto... a) { return gpt_loss(gpt, s, a...); }, [&](ShardedModel& model, ShardedOptimizer&, int64_t step) {
+        model.settle();
         const auto stats = comm.wire_stats();
         const uint64_t now = stats.of(comm::CollectiveKind::reduce_scatter).sent_bytes + stats.of(comm::CollectiveKind::all_gather).sent_bytes +
                              stats.of(comm::CollectiveKind::all_reduce).sent_bytes;

@@ -291,6 +291,18 @@ void add_convolutions(std::vector<OpCase>& rows) {
   dense("conv2d 1x1 stride 2", {2, 5, 4, 3}, {4, 1, 1, 3}, {2, 0}, true);
   dense("conv2d patches", {2, 6, 6, 1}, {7, 3, 3, 1}, {3, 0}, true);
   dense("conv2d 2x3 stride 3, wide padding", {1, 4, 5, 2}, {3, 2, 3, 2}, {3, 3}, true);
+  for (const auto& [name, kernel, padding] : {std::tuple{"conv2d 3x3 with relu", int64_t{3}, int64_t{1}}, {"conv2d 1x1 with relu", 1, 0}}) {
+    const ConvWindow window{1, padding};
+    rows.push_back({name,
+                    [=](const Tensors& in) { return ops::conv2d(in[0], in[1], in[2], window, ConvActivation::relu); },
+                    {{{2, 4, 5, 3}}, {{20, kernel, kernel, 3}}, {{20}}},
+                    [=](const Tensors& in) {
+                      Values y = convolution(in[0], in[1], in[2], 1, window.padding);
+                      for (double& v : y) v = std::max(v, 0.0);
+                      return y;
+                    }});
+    rows.back().any_dtype = false;  // in 16 bits a sum near 0 changes sides
+  }
   const auto depthwise = [&](const std::string& name, Shape x, Shape w, ConvWindow window, bool bias) {
     std::vector<OpInput> inputs{{x}, {w}};
     if (bias) inputs.push_back({{w[2]}});
@@ -348,7 +360,9 @@ void add_norms(std::vector<OpCase>& rows) {
 void add_images(std::vector<OpCase>& rows) {
   const Shape images{2, 6, 5, 3};
   const auto largest = [](const Values& w) { return *std::max_element(w.begin(), w.end()); };
-  rows.push_back({"average_pool", [](const Tensors& in) { return ops::average_pool(in[0]); }, {{images}},
+  rows.push_back({"average_pool",
+                  [](const Tensors& in) { return ops::average_pool(in[0]); },
+                  {{images}},
                   [](const Tensors& in) { return windows(in[0], 2, 2, mean_of); }});
   rows.push_back({"average_pool of 3, overlapping",
                   [](const Tensors& in) {
@@ -356,7 +370,9 @@ void add_images(std::vector<OpCase>& rows) {
                   },
                   {{images}},
                   [](const Tensors& in) { return windows(in[0], 3, 1, mean_of); }});
-  rows.push_back({"max_pool", [](const Tensors& in) { return ops::max_pool(in[0]); }, {{images}},
+  rows.push_back({"max_pool",
+                  [](const Tensors& in) { return ops::max_pool(in[0]); },
+                  {{images}},
                   [=](const Tensors& in) { return windows(in[0], 2, 2, largest); }});
   rows.push_back({"max_pool of 3, overlapping",
                   [](const Tensors& in) {
@@ -364,7 +380,9 @@ void add_images(std::vector<OpCase>& rows) {
                   },
                   {{images}},
                   [=](const Tensors& in) { return windows(in[0], 3, 2, largest); }});
-  rows.push_back({"upsample", [](const Tensors& in) { return ops::upsample(in[0]); }, {{{2, 3, 2, 5}}},
+  rows.push_back({"upsample",
+                  [](const Tensors& in) { return ops::upsample(in[0]); },
+                  {{{2, 3, 2, 5}}},
                   [](const Tensors& in) {
                     const Values v = values_of(in[0]);
                     Values y;

@@ -1,6 +1,7 @@
 #include "tools/overlap/account.h"
 
 #include <algorithm>
+#include <optional>
 #include <unordered_map>
 #include <unordered_set>
 
@@ -92,7 +93,7 @@ class Accountant {
     a.rank = rank;
     a.step = number;
     a.step_ns = step.end_ns - step.begin_ns;
-    add_activities(step, a);
+    for (const Stretch& s : stretches_of(step)) a.activity_ns[static_cast<size_t>(s.activity)] += s.end_ns - s.begin_ns;
     std::map<int64_t, CollectiveAccount> collectives;
     for (const Operation& o : step.operations) {
       CollectiveAccount& c = collectives[o.number] = begin(rank, o);
@@ -186,23 +187,6 @@ class Accountant {
     return c;
   }
 
-  static void add_activities(const trace::Step& step, StepAccount& a) {
-    Activity now = Activity::other;
-    int64_t since = step.begin_ns;
-    const auto spend = [&](int64_t until) { a.activity_ns[static_cast<size_t>(now)] += until - since; };
-    for (const Event& e : step.events) {
-      if (e.kind == Event::Kind::activity) {
-        spend(e.begin_ns);
-        now = e.activity;
-        since = e.begin_ns;
-      } else if (e.kind == Event::Kind::wait) {
-        spend(e.begin_ns);
-        since = e.end_ns;
-      }
-    }
-    spend(step.end_ns);
-  }
-
   // Pieces follow one another without gaps: `from` is where the next begins.
   class Pieces {
    public:
@@ -230,13 +214,26 @@ class Accountant {
     pieces.until(end, cause, who);
   }
 
-  // The bucket whose gradients came last before a reduction was issued: reductions keep their order, so that a late bucket holds up
-  // those after it.
+  // Reductions keep their order, so that a late bucket holds up those after it: they are issued in a batch when it is there. The bucket
+  // at the head of the batch in which `o` was issued.
   std::string late_bucket(int rank, const trace::Step& step, const Operation& o) const {
-    const Event* last = nullptr;
+    const OfRank& own = of(rank);
+    std::optional<int64_t> head;
+    for (const Event& e : step.events) {
+      if (e.kind == Event::Kind::bucket_ready) head.reset();
+      if (e.kind != Event::Kind::issue) continue;
+      if (const auto found = own.operations.find(e.value); !head && found != own.operations.end() && purpose_of(rank, *found->second) == Purpose::reduce) head = e.value;
+      if (e.value == o.number) break;
+    }
+    return run_.name(rank, head ? own.operations.at(*head)->name : o.name);
+  }
+
+  // Whether a reduction was issued later after its own gradients were complete than it takes.
+  bool held_up(int rank, const trace::Step& step, const Operation& o) const {
+    if (purpose_of(rank, o) != Purpose::reduce) return false;
     for (const Event& e : step.events)
-      if (e.kind == Event::Kind::bucket_ready && e.begin_ns <= o.queued_ns) last = &e;
-    return last != nullptr ? run_.name(rank, last->name) : run_.name(rank, o.name);
+      if (e.kind == Event::Kind::bucket_ready && e.name == o.name) return o.queued_ns - e.begin_ns > o.done_ns - o.started_ns;
+    return false;
   }
 
   // The causes of a wait, in order of time and without gaps.
@@ -253,6 +250,8 @@ class Accountant {
     const OfRank& own = of(rank);
     const Operation& k = *wait.operation;
     const std::string here = fmt::format("rank {}", rank);
+    // Issued in time, it would have been over by now, and what it stands behind too.
+    const bool held = held_up(rank, *wait.step, k);
     Pieces pieces(wait.pieces, wait.begin_ns);
     for (auto next = first_after(own.in_order, wait.begin_ns); next != own.in_order.end() && pieces.at() < wait.end_ns; ++next) {
       const Operation& j = **next;
@@ -261,7 +260,9 @@ class Accountant {
       const int64_t end = std::min(j.done_ns, wait.end_ns);
       const Everywhere& all = everywhere_.at(key(j));
       if (all.ready_ns > pieces.at()) explain_last(all, std::min(all.ready_ns, end), pieces);
-      if (&j == &k) {
+      if (held && end > pieces.at()) {
+        transfer_until(pieces, end, Cause::gradient_late, late_bucket(rank, *wait.step, k));
+      } else if (&j == &k) {
         explain_transfer(rank, wait, all, end, pieces);
       } else if (end > pieces.at()) {
         const auto needed = own.needed_ns.find(j.number);

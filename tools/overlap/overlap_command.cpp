@@ -8,6 +8,8 @@
 #include "tools/job_file.h"
 #include "tools/overlap/overlap_report.h"
 #include "tools/overlap/perfetto.h"
+#include "tools/overlap/report_html.h"
+#include "tools/run_directory.h"
 
 namespace rz::tools {
 
@@ -20,7 +22,7 @@ void add_overlap_command(CLI::App& app) {
   auto* command = app.add_subcommand("overlap", "Account for every millisecond of a run's steps: compute, exposed communication with its causes, other");
   command->add_option("RUN_DIR", flags->run, "Folder of a run, as `train` wrote it")->required();
   command->add_flag("--json", flags->json, "Print overlap.json instead of tables");
-  command->footer("Writes into the folder: overlap.json, and perfetto.json, which opens in ui.perfetto.dev.");
+  command->footer("Writes into the folder: report.html (timeline, buckets, memory and loss as pictures), overlap.json (the numbers), and perfetto.json (all\nrecorded steps, for ui.perfetto.dev).");
   command->callback([flags] {
     const RunTrace run = read_run_trace(flags->run);
     const std::string job_path = flags->run + "/job.textproto";
@@ -28,6 +30,7 @@ void add_overlap_command(CLI::App& app) {
     const RunAccount account = account_run(run);
     const auto json = overlap_json(account, job);
     write_file_atomically(flags->run + "/overlap.json", json.dump(1) + "\n");
+    write_file_atomically(flags->run + "/report.html", report_html(run, account, job, RunDirectory::read_metrics(flags->run)));
     write_file_atomically(flags->run + "/perfetto.json", perfetto_json(run).dump() + "\n");
     if (flags->json) {
       fmt::print("{}\n", json.dump(2));

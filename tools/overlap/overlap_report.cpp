@@ -249,7 +249,9 @@ std::string overlap_text(const RunAccount& account, const ringzero::Job& job) {
                         format_bytes(b.bus_bytes_per_s), causes);
   }
   text += "\nWho is to blame for what rank " + std::to_string(critical) + " waited:\n\n";
-  for (const auto& [cause, ms] : blame(buckets)) text += fmt::format("  {:>10.3f}  {:<18}{}\n", ms, name(cause.first), cause.second);
+  constexpr double kWorthALine = 0.002;  // of a step
+  for (const auto& [cause, ms] : blame(buckets))
+    if (ms > kWorthALine * means_of(account, critical).step_ms) text += fmt::format("  {:>10.3f}  {:<18}{}\n", ms, name(cause.first), cause.second);
   if (!account.slow_link.empty()) text += fmt::format("\nA link stands out: {}\n", account.slow_link);
   text += "\n";
   for (const std::string& sentence : advice_on(account, job)) text += "  * " + sentence + "\n";

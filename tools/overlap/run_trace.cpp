@@ -32,6 +32,26 @@ const trace::Step& RunTrace::at(int rank, int64_t step) const {
   return *found;
 }
 
+std::vector<Stretch> stretches_of(const trace::Step& step) {
+  std::vector<Stretch> stretches;
+  Stretch now{.begin_ns = step.begin_ns};
+  const auto finish = [&](int64_t end_ns) {
+    now.end_ns = end_ns;
+    if (now.end_ns != now.begin_ns) stretches.push_back(now);
+  };
+  for (const trace::Event& e : step.events) {
+    if (e.kind == trace::Event::Kind::activity) {
+      finish(e.begin_ns);
+      now = {e.activity, e.name, e.begin_ns};
+    } else if (e.kind == trace::Event::Kind::wait) {
+      finish(e.begin_ns);
+      now.begin_ns = e.end_ns;
+    }
+  }
+  finish(step.end_ns);
+  return stretches;
+}
+
 RunTrace read_run_trace(const std::string& run_path) {
   RZ_CONFIG_CHECK(std::filesystem::is_directory(trace_directory(run_path)),
                   "{} holds no trace: a run writes trace/ at its end when training.trace_steps is above 0", run_path);

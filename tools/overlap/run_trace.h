@@ -18,6 +18,16 @@ struct RunTrace {
   const std::string& name(int rank, uint32_t name) const { return ranks[static_cast<size_t>(rank)].names[name]; }
 };
 
+// What the main thread did, without its waits.
+struct Stretch {
+  trace::Activity activity = trace::Activity::other;
+  uint32_t name = trace::kNoName;
+  int64_t begin_ns = 0;
+  int64_t end_ns = 0;
+};
+// In order of time; together with the step's waits they fill it.
+std::vector<Stretch> stretches_of(const trace::Step& step);
+
 // Reads all traces below `run_path`. ConfigError when one is missing or damaged, or when they are not of one run.
 RunTrace read_run_trace(const std::string& run_path);
 

@@ -72,12 +72,12 @@ struct PixelClass {
 // A convolution as sums over panels. Result row i of a class reads lines i * line_step + .. of the copy, whose line 0 is image
 // row first_row.
 struct Plan {
-  int64_t images, height, width, channels;     // of what is read
+  int64_t images, height, width, channels;  // of what is read
   int64_t result_height, result_width, result_channels, result_step;
   int64_t first_row, first_column, line_step;  // where the copy begins
   int64_t lines_seen;                          // by one row of the result
   int64_t phases, phase_width;
-  int64_t rows;                                // most rows of a class
+  int64_t rows;  // most rows of a class
   std::vector<PixelClass> classes;
 
   int64_t line_elements() const { return phases * channels * phase_width; }
@@ -96,8 +96,8 @@ Plan forward_plan(const ConvSizes& s) {
   for (int64_t r = 0; r < s.kernel_h; ++r)
     for (int64_t q = 0; q < s.kernel_w; ++q)
       for (int64_t c = 0; c < s.in; ++c)
-        all.offset.push_back(static_cast<int32_t>(
-            r * plan.line_elements() + (q % s.window.stride * s.in + c) * plan.phase_width + q / s.window.stride));
+        all.offset.push_back(
+            static_cast<int32_t>(r * plan.line_elements() + (q % s.window.stride * s.in + c) * plan.phase_width + q / s.window.stride));
   plan.classes.push_back(std::move(all));
   return plan;
 }
@@ -151,8 +151,15 @@ void copy_lines(const Plan& plan, const T* image, int64_t first_row, int64_t lin
   }
 }
 
+// x = max(x, 0); a NaN stays.
+template <class C>
+void rectify(C* __restrict x, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) x[i] = x[i] < C(0) ? C(0) : x[i];
+}
+
 template <class T>
-void run(const Plan& plan, const compute_t<T>* panels, const compute_t<T>* bias, const T* from, T* to, bool accumulate) {
+void run(const Plan& plan, const compute_t<T>* panels, const compute_t<T>* bias, ConvActivation activation, const T* from, T* to,
+         bool accumulate) {
   using C = compute_t<T>;
   constexpr int64_t kColumns = kMicroColumns<C>;
   constexpr bool kDirect = std::is_same_v<T, C>;
@@ -200,8 +207,11 @@ void run(const Plan& plan, const compute_t<T>* panels, const compute_t<T>* bias,
                 const auto kernel = pixel_kernel_for<C>(pixels, columns);
                 if constexpr (kDirect) {
                   kernel(k, line + j, part.offset.data(), panel, row + j * pixel_step, pixel_step, columns, epilogue);
+                  if (activation == ConvActivation::relu)
+                    for (int p = 0; p < pixels; ++p) rectify(row + (j + p) * pixel_step, columns);
                 } else {
                   kernel(k, line + j, part.offset.data(), panel, tile, kColumns, columns, epilogue);
+                  if (activation == ConvActivation::relu) rectify(tile, pixels * kColumns);
                   for (int p = 0; p < pixels; ++p) store_run(tile + p * kColumns, row + (j + p) * pixel_step, 1, columns, accumulate);
                 }
               }
@@ -236,8 +246,7 @@ void run_weight_gradient(const ConvSizes& s, const T* grad, const T* x, T* dweig
   const int64_t grad_image = s.out_height * s.out_width * s.out;
   const int64_t copy_elements = round_up(group * image_elements + kColumns, kLanes<C>);
   const int64_t grad_elements = kDirect ? 0 : group * grad_image;
-  const Tensor scratch =
-      Tensor::empty({pieces, copy_elements + grad_elements}, dtype_of<C>, Category::workspace, "convolution image");
+  const Tensor scratch = Tensor::empty({pieces, copy_elements + grad_elements}, dtype_of<C>, Category::workspace, "convolution image");
   C* scratch_data = scratch.data<C>();
   // 16-bit results are summed in float and rounded once.
   const Tensor sums = kDirect ? Tensor() : Tensor::empty({s.out, c_stride}, dtype_of<C>, Category::workspace, "convolution weight sums");
@@ -281,11 +290,15 @@ void run_weight_gradient(const ConvSizes& s, const T* grad, const T* x, T* dweig
         for (int64_t line = 0; line < lines; line += block_lines) {
           const Epilogue<C> epilogue{1, image > 0 || line > 0 || (kDirect && accumulate), nullptr};
           each_item([&](int64_t r, int64_t row, int64_t rows, int64_t column, int64_t columns) {
-            const PixelLines<C> pixels{std::min(block_lines, lines - line), s.out_width,
-                                       g + line * s.out_width * s.out + row, s.out,
-                                       copy + r * copy_width * s.in + column, stride * s.in, line_offset.data() + line};
+            const PixelLines<C> pixels{std::min(block_lines, lines - line),
+                                       s.out_width,
+                                       g + line * s.out_width * s.out + row,
+                                       s.out,
+                                       copy + r * copy_width * s.in + column,
+                                       stride * s.in,
+                                       line_offset.data() + line};
             weight_kernel_for<C>(static_cast<int>(rows), static_cast<int>(columns))(pixels, c + row * c_stride + r * run_columns + column,
-                                                                                   c_stride, static_cast<int>(columns), epilogue);
+                                                                                    c_stride, static_cast<int>(columns), epilogue);
           });
         }
       }
@@ -353,7 +366,8 @@ Tensor data_gradient_panels(const ConvSizes& s, Plan& plan, const T* weight) {
 
 class CpuConvKernels final : public ConvKernels {
  public:
-  void forward(const Tensor& x, const Tensor& weight, const Tensor& bias, const ConvWindow& window, Tensor& y) override {
+  void forward(const Tensor& x, const Tensor& weight, const Tensor& bias, const ConvWindow& window, ConvActivation activation,
+               Tensor& y) override {
     const ConvSizes s = conv_sizes(x, weight, window, y);
     RZ_CHECK(!bias.defined() || (bias.shape() == Shape{s.out} && bias.is_contiguous() && bias.dtype() == y.dtype()),
              "convolution: a bias of {} does not fit weights of {}", bias.str(), weight.str());
@@ -372,7 +386,7 @@ class CpuConvKernels final : public ConvKernels {
           std::fill(to + s.out, to + wide_bias.numel(), C(0));
         });
       }
-      run<T>(plan, panels.data<C>(), bias.defined() ? wide_bias.data<C>() : nullptr, x.data<T>(), y.data<T>(), false);
+      run<T>(plan, panels.data<C>(), bias.defined() ? wide_bias.data<C>() : nullptr, activation, x.data<T>(), y.data<T>(), false);
     });
   }
 
@@ -383,7 +397,7 @@ class CpuConvKernels final : public ConvKernels {
       using T = typename decltype(tag)::type;
       Plan plan = data_gradient_plan(s);
       const Tensor panels = data_gradient_panels<T>(s, plan, weight.data<T>());
-      run<T>(plan, panels.data<compute_t<T>>(), nullptr, grad.data<T>(), dx.data<T>(), accumulate);
+      run<T>(plan, panels.data<compute_t<T>>(), nullptr, ConvActivation::none, grad.data<T>(), dx.data<T>(), accumulate);
     });
   }
 
@@ -406,8 +420,7 @@ class CpuConvKernels final : public ConvKernels {
   void depthwise_data_gradient(const Tensor& grad, const Tensor& weight, const ConvWindow& window, Tensor& dx, bool accumulate) override {
     cpu::depthwise_data_gradient(grad, weight, window, dx, accumulate);
   }
-  void depthwise_weight_gradient(const Tensor& grad, const Tensor& x, const ConvWindow& window, Tensor& dweight,
-                                 bool accumulate) override {
+  void depthwise_weight_gradient(const Tensor& grad, const Tensor& x, const ConvWindow& window, Tensor& dweight, bool accumulate) override {
     cpu::depthwise_weight_gradient(grad, x, window, dweight, accumulate);
   }
 };

@@ -16,9 +16,16 @@ ConvSizes conv_sizes(const Tensor& x, const Tensor& weight, const ConvWindow& wi
            weight.str(), y.str());
   RZ_CHECK(window.stride >= 1 && window.padding >= 0, "convolution: stride {} or padding {} is impossible", window.stride, window.padding);
   const int first = depthwise ? 0 : 1;
-  const ConvSizes s{x.size(0), x.size(1),  x.size(2), x.size(3), window.output_extent(x.size(1), weight.size(first)),
-                    window.output_extent(x.size(2), weight.size(first + 1)), depthwise ? weight.size(2) : weight.size(0),
-                    weight.size(first), weight.size(first + 1), window};
+  const ConvSizes s{x.size(0),
+                    x.size(1),
+                    x.size(2),
+                    x.size(3),
+                    window.output_extent(x.size(1), weight.size(first)),
+                    window.output_extent(x.size(2), weight.size(first + 1)),
+                    depthwise ? weight.size(2) : weight.size(0),
+                    weight.size(first),
+                    weight.size(first + 1),
+                    window};
   RZ_CHECK(s.out_height >= 1 && s.out_width >= 1, "convolution: weights of {} with padding {} do not fit into images of {}", weight.str(),
            window.padding, x.str());
   RZ_CHECK(weight.size(-1) == s.in && y.shape() == (Shape{s.images, s.out_height, s.out_width, s.out}),

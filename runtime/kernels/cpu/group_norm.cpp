@@ -19,7 +19,7 @@ constexpr int64_t kRowElements = 256;
 
 struct Sizes {
   int64_t samples, pixels, channels, groups;
-  int64_t elements() const { return pixels * channels; }            // of a sample
+  int64_t elements() const { return pixels * channels; }  // of a sample
   int64_t group_channels() const { return channels / groups; }
   int64_t row() const { return std::max<int64_t>(1, kRowElements / channels) * channels; }
 };
@@ -27,8 +27,8 @@ struct Sizes {
 Sizes sizes(const GroupNormCall& call, const Tensor& x) {
   RZ_CHECK(x.rank() == 3 && x.is_contiguous(), "group_norm: {} is no contiguous [N, pixels, C]", x.str());
   const int64_t channels = x.size(2);
-  RZ_CHECK(call.groups >= 1 && channels >= 1 && channels % call.groups == 0, "group_norm: {} channels do not divide into {} groups", channels,
-           call.groups);
+  RZ_CHECK(call.groups >= 1 && channels >= 1 && channels % call.groups == 0, "group_norm: {} channels do not divide into {} groups",
+           channels, call.groups);
   const auto check = [&](const Tensor& t, const Shape& shape) {
     RZ_CHECK(!t.defined() || (t.shape() == shape && t.is_contiguous()), "group_norm: a parameter {} does not fit {}; it should be {}",
              t.str(), x.str(), shape.str());
@@ -174,7 +174,8 @@ class CpuGroupNormKernels final : public GroupNormKernels {
     const Sizes s = sizes(call, x);
     RZ_CHECK(grad.shape() == x.shape() && grad.is_contiguous() && grad.dtype() == x.dtype(), "group_norm: a gradient {} does not fit {}",
              grad.str(), x.str());
-    RZ_CHECK(sums.shape() == (Shape{s.samples, 2, s.channels}), "group_norm: sums {} should be [{}, 2, {}]", sums.str(), s.samples, s.channels);
+    RZ_CHECK(sums.shape() == (Shape{s.samples, 2, s.channels}), "group_norm: sums {} should be [{}, 2, {}]", sums.str(), s.samples,
+             s.channels);
     if (x.numel() == 0) return;
     dispatch_floating(x.dtype(), "group_norm", [&](auto tag) {
       using T = typename decltype(tag)::type;
@@ -219,10 +220,18 @@ class CpuGroupNormKernels final : public GroupNormKernels {
               const C* plain = sums.data<C>() + n * 2 * channels;
               const C* times_x = plain + channels;
               for (size_t c = 0; c < total.size(); ++c) switch (parameter) {
-                  case GroupNormParameter::weight: total[c] += (C(1) + affine.scale[c]) * times_x[c]; break;
-                  case GroupNormParameter::bias: total[c] += (C(1) + affine.scale[c]) * plain[c]; break;
-                  case GroupNormParameter::scale: total[c] = affine.weight[c] * times_x[c] + affine.bias[c] * plain[c]; break;
-                  case GroupNormParameter::shift: total[c] = plain[c]; break;
+                  case GroupNormParameter::weight:
+                    total[c] += (C(1) + affine.scale[c]) * times_x[c];
+                    break;
+                  case GroupNormParameter::bias:
+                    total[c] += (C(1) + affine.scale[c]) * plain[c];
+                    break;
+                  case GroupNormParameter::scale:
+                    total[c] = affine.weight[c] * times_x[c] + affine.bias[c] * plain[c];
+                    break;
+                  case GroupNormParameter::shift:
+                    total[c] = plain[c];
+                    break;
                 }
               if (per_sample) store_run(total.data(), out.data<T>() + n * channels, 1, channels, accumulate);
             }
@@ -239,7 +248,7 @@ class CpuGroupNormKernels final : public GroupNormKernels {
                               C* before, C* sums, T* dx, bool accumulate) {
     std::vector<C> numbers(static_cast<size_t>(5 * s.row()));
     C* __restrict centre = numbers.data();
-    C* __restrict gain = centre + s.row();    // of x - centre in z
+    C* __restrict gain = centre + s.row();  // of x - centre in z
     C* __restrict offset = gain + s.row();
     C* __restrict plain = offset + s.row();   // sums of the gradient
     C* __restrict times_x = plain + s.row();  // of the gradient times x - centre

@@ -2,6 +2,7 @@
 #include "runtime/kernels/image.h"
 
 #include <algorithm>
+#include <functional>
 #include <vector>
 
 #include "runtime/core/parallel.h"
@@ -29,8 +30,8 @@ Sizes sizes(const char* what, const Tensor& large, const Tensor& small, const Po
            "{}: {} and {} must be contiguous images [N, H, W, C] of one type", what, large.str(), small.str());
   const Sizes s{large.size(0), large.size(1), large.size(2), window.output_extent(large.size(1)), window.output_extent(large.size(2)),
                 large.size(3), window};
-  RZ_CHECK(small.shape() == (Shape{s.images, s.small_height, s.small_width, s.channels}), "{}: windows of {} pixels, {} apart, of {} do not give {}",
-           what, window.size, window.stride, large.str(), small.str());
+  RZ_CHECK(small.shape() == (Shape{s.images, s.small_height, s.small_width, s.channels}),
+           "{}: windows of {} pixels, {} apart, of {} do not give {}", what, window.size, window.stride, large.str(), small.str());
   return s;
 }
 
@@ -122,15 +123,29 @@ class CpuImageKernels final : public ImageKernels {
         const T* from = x.data<T>() + n * s.large();
         T* to = y.data<T>() + n * s.small();
         uint8_t* at = index.defined() ? index.data<uint8_t>() + n * s.small() : nullptr;
+        // The largest so far and its place, both in the compute type: one loop of selections for the compiler.
+        std::vector<C> best(static_cast<size_t>(s.channels)), place(static_cast<size_t>(s.channels));
+        const int64_t last = window.size * window.size - 1;
         each_pair(s, [&](int64_t small_at, int64_t large_at, int64_t which) {
           const T* __restrict v = from + large_at;
-          T* __restrict best = to + small_at;
-          for (int64_t c = 0; c < s.channels; ++c) {
-            const C now = static_cast<C>(v[c]), before = static_cast<C>(best[c]);
-            if (which != 0 && !(now > before || (now != now && before == before))) continue;
-            best[c] = v[c];
-            if (at != nullptr) at[small_at + c] = static_cast<uint8_t>(which);
+          C* __restrict value = best.data();
+          C* __restrict where = place.data();
+          const C here = static_cast<C>(which);
+          if (which == 0) {
+            for (int64_t c = 0; c < s.channels; ++c) value[c] = static_cast<C>(v[c]);
+            std::fill_n(where, s.channels, C(0));
+          } else {
+            for (int64_t c = 0; c < s.channels; ++c) {
+              const C now = static_cast<C>(v[c]), before = value[c];
+              const bool stays = now <= before || before != before;
+              value[c] = stays ? before : now;
+              where[c] = stays ? where[c] : here;
+            }
           }
+          if (which != last) return;
+          store_run(value, to + small_at, 1, s.channels, false);
+          if (at != nullptr)
+            for (int64_t c = 0; c < s.channels; ++c) at[small_at + c] = static_cast<uint8_t>(where[c]);
         });
       });
     });

@@ -1,0 +1,18 @@
+// RUN_DIR/report.html: a run's account with pictures, as one page. It holds no script and names nothing outside itself, and its
+// Content-Security-Policy forbids the browser to fetch anything.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "proto/job.pb.h"
+#include "tools/overlap/account.h"
+#include "tools/overlap/run_trace.h"
+
+namespace rz::tools {
+
+// `metrics`: RunDirectory::read_metrics, for the loss curve.
+std::string report_html(const RunTrace& run, const RunAccount& account, const ringzero::Job& job, const std::vector<nlohmann::ordered_json>& metrics);
+
+}  // namespace rz::tools
