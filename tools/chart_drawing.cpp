@@ -30,6 +30,19 @@ class Image {
       }
   }
 
+  // The pixels whose middle is within half the thickness of the line.
+  void stroke(double x1, double y1, double x2, double y2, double thickness, Color color) {
+    const double half = thickness / 2;
+    const double dx = x2 - x1, dy = y2 - y1;
+    const double length2 = dx * dx + dy * dy;
+    for (int row = static_cast<int>(std::min(y1, y2) - half); row <= static_cast<int>(std::max(y1, y2) + half); ++row)
+      for (int column = static_cast<int>(std::min(x1, x2) - half); column <= static_cast<int>(std::max(x1, x2) + half); ++column) {
+        const double px = column + 0.5 - x1, py = row + 0.5 - y1;
+        const double along = length2 > 0 ? std::clamp((px * dx + py * dy) / length2, 0.0, 1.0) : 0;
+        if (std::hypot(px - along * dx, py - along * dy) <= half) fill(column, row, 1, 1, color);
+      }
+  }
+
   // `dot` pixels to a dot of the font; (x, y) is the left end of the baseline.
   void write(double x, double y, int dot, const std::string& text, Color color, bool turned) {
     constexpr int kAscent = 7;
@@ -101,6 +114,8 @@ double grid_step(double most) {
 
 void Drawing::rectangle(double x, double y, double width, double height, Color color) { rectangles_.push_back({x, y, width, height, color}); }
 
+void Drawing::line(double x1, double y1, double x2, double y2, double thickness, Color color) { lines_.push_back({x1, y1, x2, y2, thickness, color}); }
+
 void Drawing::text(double x, double y, double size, const std::string& text, Color color, Anchor anchor, bool turned) {
   texts_.push_back({x, y, size, text, color, anchor, turned});
 }
@@ -112,6 +127,9 @@ std::string Drawing::svg() const {
       width_, height_);
   for (const auto& r : rectangles_)
     out += fmt::format("<rect x=\"{:.2f}\" y=\"{:.2f}\" width=\"{:.2f}\" height=\"{:.2f}\" fill=\"{}\"/>\n", r.x, r.y, r.width, r.height, hex(r.color));
+  for (const auto& l : lines_)
+    out += fmt::format("<line x1=\"{:.2f}\" y1=\"{:.2f}\" x2=\"{:.2f}\" y2=\"{:.2f}\" stroke-width=\"{:.2f}\" stroke-linecap=\"round\" stroke=\"{}\"/>\n", l.x1, l.y1, l.x2,
+                       l.y2, l.thickness, hex(l.color));
   constexpr const char* kAnchors[] = {"start", "middle", "end"};
   for (const auto& t : texts_)
     out += fmt::format("<text x=\"{0:.2f}\" y=\"{1:.2f}\" font-size=\"{2:.1f}\" fill=\"{3}\" text-anchor=\"{4}\"{5}>{6}</text>\n", t.x, t.y, t.size,
@@ -124,6 +142,8 @@ std::string Drawing::png() const {
   Image image(static_cast<int>(width_ * kPixelsPerPoint), static_cast<int>(height_ * kPixelsPerPoint));
   for (const auto& r : rectangles_)
     image.fill(r.x * kPixelsPerPoint, r.y * kPixelsPerPoint, r.width * kPixelsPerPoint, r.height * kPixelsPerPoint, r.color);
+  for (const auto& l : lines_)
+    image.stroke(l.x1 * kPixelsPerPoint, l.y1 * kPixelsPerPoint, l.x2 * kPixelsPerPoint, l.y2 * kPixelsPerPoint, l.thickness * kPixelsPerPoint, l.color);
   for (const auto& t : texts_) {
     // The font's box of 9 dots stands for the size; letters are as wide as an SVG's on average.
     const int dot = std::max(1, static_cast<int>(std::lround(t.size * kPixelsPerPoint / 10)));

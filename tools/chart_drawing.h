@@ -1,4 +1,4 @@
-// A picture as a list of rectangles and texts, written as SVG or, by a small rasterizer with a built-in font, as PNG.
+// A picture as a list of rectangles, lines and texts, written as SVG or, by a small rasterizer with a built-in font, as PNG.
 // Coordinates in points from the top left; y grows downwards. Text is ASCII.
 #pragma once
 
@@ -26,6 +26,8 @@ class Drawing {
   Drawing(double width, double height) : width_(width), height_(height) {}
 
   void rectangle(double x, double y, double width, double height, Color color);
+  // From a point to another, `thickness` wide.
+  void line(double x1, double y1, double x2, double y2, double thickness, Color color);
   // `y` is the baseline; `size` the height of the letters' box. `turned`: read upwards.
   void text(double x, double y, double size, const std::string& text, Color color, Anchor anchor = Anchor::start, bool turned = false);
 
@@ -38,6 +40,10 @@ class Drawing {
     double x, y, width, height;
     Color color;
   };
+  struct Line {
+    double x1, y1, x2, y2, thickness;
+    Color color;
+  };
   struct Text {
     double x, y, size;
     std::string text;
@@ -45,8 +51,9 @@ class Drawing {
     Anchor anchor;
     bool turned;
   };
-  // In the order of drawing: rectangles first, texts above them.
+  // In the order of drawing: rectangles first, lines and texts above them.
   std::vector<Rectangle> rectangles_;
+  std::vector<Line> lines_;
   std::vector<Text> texts_;
   double width_;
   double height_;

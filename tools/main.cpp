@@ -9,6 +9,7 @@
 #include "tools/evaluate_command.h"
 #include "tools/memory_command.h"
 #include "tools/overlap/overlap_command.h"
+#include "tools/overlap/simulate_command.h"
 #include "tools/plan_command.h"
 #include "tools/sample_command.h"
 #include "tools/sampler_command.h"
@@ -28,6 +29,7 @@ int main(int argc, char** argv) {
   rz::tools::add_plan_command(app);
   rz::tools::add_memory_command(app);
   rz::tools::add_overlap_command(app);
+  rz::tools::add_simulate_command(app);
   try {
     rz::tools::require_cpu();
     app.parse(argc, argv);

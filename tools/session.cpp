@@ -100,6 +100,14 @@ int threads_of(const ringzero::Job& job, const comm::Communicator& comm) {
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / here);
 }
 
+std::optional<comm::NetworkSpec> network_of(const ringzero::Job& job) {
+  const auto& c = job.communication();
+  if (c.link().empty() && c.inter_node_link().empty()) return std::nullopt;
+  comm::NetworkSpec network = comm::parse_network(c.link(), c.inter_node_link(), c.nodes());
+  network.seed = job.seed();
+  return network;
+}
+
 void check_batch(const ringzero::Job& job, int ranks) {
   const auto& t = job.training();
   const int64_t least = ranks * t.accumulate();

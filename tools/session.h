@@ -6,6 +6,7 @@
 #include <optional>
 #include <vector>
 
+#include "comm/link_model.h"
 #include "optim/checkpoint/checkpoint.h"
 #include "optim/plan/reading.h"
 #include "optim/trainer.h"
@@ -17,6 +18,9 @@ namespace rz::tools {
 
 // Compute threads of each rank: the job's, or the machine's cores over the ranks on it.
 int threads_of(const ringzero::Job& job, const comm::Communicator& comm);
+
+// The links that the job emulates; nothing where it emulates none.
+std::optional<comm::NetworkSpec> network_of(const ringzero::Job& job);
 
 // ConfigError when some rank would have nothing to do.
 void check_batch(const ringzero::Job& job, int ranks);

@@ -5,6 +5,7 @@
 #include "comm/launch.h"
 #include "runtime/core/allocator.h"
 #include "tools/job_flags.h"
+#include "tools/session.h"
 #include "tools/train.h"
 
 namespace rz::tools {
@@ -27,12 +28,9 @@ comm::LaunchOptions launch_options(const ringzero::Job& job) {
   const bool threads = options.transport == comm::TransportKind::threads || !comm::under_mpirun();
   if (threads) options.ranks = static_cast<int>(c.ranks());
   options.deadline_s = c.deadline_s();
+  options.network = network_of(job);
   options.fuzz_seed = job.experiment().fuzz_seed();
   allocator::set_poison(options.fuzz_seed != 0);
-  if (!c.link().empty() || !c.inter_node_link().empty()) {
-    options.network = comm::parse_network(c.link(), c.inter_node_link(), c.nodes());
-    options.network->seed = job.seed();
-  }
   return options;
 }
 
