@@ -28,8 +28,9 @@ void fill_message(pb::Message& message) {
     const bool is_set = reflection.HasField(message, field);
     const bool is_arm = field->real_containing_oneof() != nullptr;
     if (field->cpp_type() == pb::FieldDescriptor::CPPTYPE_MESSAGE) {
-      // Asking for a sample is a choice; all other messages outside oneofs are settings with defaults.
-      const bool is_choice = is_arm || field->message_type() == ringzero::Sample::descriptor();
+      // Asking for a sample is a choice, diffusion is one model's (fill_defaults); all other messages outside oneofs are settings with defaults.
+      const bool is_choice =
+          is_arm || field->message_type() == ringzero::Sample::descriptor() || field->message_type() == ringzero::Diffusion::descriptor();
       if (is_set || !is_choice) fill_message(*reflection.MutableMessage(&message, field));
       continue;
     }
@@ -82,6 +83,8 @@ class AutoPrinter final : public pb::TextFormat::FastFieldValuePrinter {
 
 void fill_defaults(ringzero::Job& job) {
   if (job.optimizer().kind_case() == ringzero::Optimizer::KIND_NOT_SET) job.mutable_optimizer()->mutable_adamw();
+  const bool noised = job.has_classifier() && job.classifier().noise_levels();
+  if (job.has_unet() || job.has_dit() || noised) job.mutable_diffusion();
   fill_message(job);
 }
 

@@ -175,7 +175,7 @@ double Session::evaluate() {
   sharded_.begin_step();
   // A fixed list of forwards, dealt round, and sums that do not depend on who did which: the loss of given weights does not
   // depend on the number of ranks.
-  const optim::MicroBatches list(samples, std::max<int64_t>(1, kTokensAtOnce / task_->items_per_sample()));
+  const optim::MicroBatches list(samples, samples_at_once(job_));
   optim::FixedSum loss;
   int64_t items = 0;
   // In lockstep: with sharded parameters every forward is collective, so all ranks run as many.

@@ -56,7 +56,8 @@ class Run {
         path_(options.out.empty() ? "runs/" + job.name() : options.out),
         job_(with_bucket_chosen(job)),
         baseline_bytes_(resident_bytes()),
-        session_(job_, checked_task(), comm) {}
+        session_(job_, checked_task(), comm),
+        items_(session_.task().item_name()) {}
 
   void execute() {
     {
@@ -126,22 +127,22 @@ class Run {
     } else {
       on_rank_zero(comm_, "run directory", [&] {
         directory_.emplace(RunDirectory::create(path_, text));
-        write_file_atomically(path_ + "/vocabulary.json", session_.task().vocabulary_json());
+        write_file_atomically(path_ + "/" + session_.task().generation_file(), session_.task().generation_json());
       });
       checkpoint::prepare_directory(files, saved, comm_);
     }
     if (!speaker_ || options_.json) return;
     const auto& t = job_.training();
-    fmt::print("{}: {} parameters, {} ranks x {} threads, stage {}, {} sequences of {} a step, {} steps{}\n", job_.name(),
-               format_quantity(static_cast<double>(session_.sharded().payload_elements())), comm_.size(), thread_count(), job_.sharding().stage(), t.batch(),
-               session_.task().items_per_sample(), t.steps(), first_step_ > 0 ? fmt::format(" (resumed after {})", first_step_) : "");
+    fmt::print("{}: {} parameters, {} ranks x {} threads, stage {}, {} {} a step, {} steps{}\n", job_.name(),
+               format_quantity(static_cast<double>(session_.sharded().payload_elements())), comm_.size(), thread_count(), job_.sharding().stage(),
+               t.batch() * session_.task().items_per_sample(), items_, t.steps(), first_step_ > 0 ? fmt::format(" (resumed after {})", first_step_) : "");
     if (tuned_)
       fmt::print("sharding.bucket_mb: auto is {}{}\n", tuned_->bucket_mb == 0 ? "0, a bucket for each unit" : fmt::format("{:g} MiB", tuned_->bucket_mb),
                  tuned_->step_ms > 0 ? fmt::format(": {:.3f} ms a step simulated, {:.3f} with a bucket for each unit; chosen in {:.1f} s",
                                                    tuned_->step_ms, tuned_->default_step_ms, tuned_->seconds)
                                      : "");
     std::fflush(stdout);
-    progress_.emplace(first_step_, t.steps(), detect_terminal());
+    progress_.emplace(first_step_, t.steps(), detect_terminal(), items_);
   }
 
   void restore_loss_scaler(const checkpoint::CheckpointInfo& info) {
@@ -171,9 +172,9 @@ class Run {
     line["loss"] = last_.loss;
     line["grad_norm"] = last_.gradient_norm;
     line["lr"] = last_.learning_rate;
-    line["tokens"] = last_.items;
+    line[items_] = last_.items;
     line["step_ms"] = step_seconds_ * 1e3;
-    line["tokens_per_s"] = static_cast<double>(last_.items) / step_seconds_;
+    line[items_ + "_per_s"] = static_cast<double>(last_.items) / step_seconds_;
     if (scales_loss()) {
       line["loss_scale"] = last_.loss_scale;
       line["skipped"] = session_.trainer().loss_scaler().skipped_steps();  // so far
@@ -185,7 +186,7 @@ class Run {
     curve_.push_back({done, last_.loss});
     if (!progress_) return;
     progress_->step(done, last_.loss, last_.items);
-    if (evaluated) progress_->line(fmt::format("step {}: validation loss {:.4f} nats per token", done, validation_loss_));
+    if (evaluated) progress_->line(fmt::format("step {}: validation loss {:.4f} {}", done, validation_loss_, session_.task().loss_unit()));
   }
 
   void save(int64_t done) {
@@ -237,7 +238,7 @@ class Run {
     summary["final_loss"] = last_.loss;
     summary["val_loss"] = validation_loss_;
     summary["weights_digest"] = fmt::format("{:016x}", session_.sharded().weights_digest());
-    summary["tokens_per_s"] = training_seconds_ > 0 ? static_cast<double>(tokens_) / training_seconds_ : 0.0;
+    summary[items_ + "_per_s"] = training_seconds_ > 0 ? static_cast<double>(tokens_) / training_seconds_ : 0.0;
     summary["train_seconds"] = training_seconds_;
     summary["wall_seconds"] = wall_seconds;
     add_rank_summaries(summary, session_, comm_, baseline_bytes_);
@@ -251,8 +252,8 @@ class Run {
     }
     fmt::print("{}\n", draw_curve(curve_, "training loss", {60, 12, detect_terminal().utf8}));
     if (!sample.empty()) fmt::print("A sample:\n{}\n\n", sample);
-    fmt::print("validation loss {:.4f}, {} tokens/s, weights {}, peak memory of rank 0 {} bytes; run in {}\n", validation_loss_,
-               format_quantity(summary["tokens_per_s"].get<double>()), summary["weights_digest"].get<std::string>(),
+    fmt::print("validation loss {:.4f}, {} {}/s, weights {}, peak memory of rank 0 {} bytes; run in {}\n", validation_loss_,
+               format_quantity(summary[items_ + "_per_s"].get<double>()), items_, summary["weights_digest"].get<std::string>(),
                format_quantity(summary["peak_bytes"].get<double>()), path_);
   }
 
@@ -263,7 +264,7 @@ class Run {
     if (language == nullptr) return {};
     if (session_.optimizer().has_average()) session_.optimizer().swap_average();
     session_.sharded().begin_step();
-    std::string text = sample_text(language->transformer(), parse_vocabulary(session_.task().vocabulary_json(), path_), job_.sample(), job_.seed());
+    std::string text = sample_text(language->transformer(), parse_vocabulary(session_.task().generation_json(), path_), job_.sample(), job_.seed());
     session_.sharded().end_forward_only();
     if (session_.optimizer().has_average()) session_.optimizer().swap_average();
     return text;
@@ -277,6 +278,7 @@ class Run {
   ringzero::Job job_;
   int64_t baseline_bytes_;
   Session session_;
+  std::string items_;
 
   std::optional<RunDirectory> directory_;
   std::optional<Progress> progress_;
