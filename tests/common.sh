@@ -22,6 +22,9 @@ not_run() {
   [[ -z ${3:-} ]] || failed=1
 }
 
+# The names that tests/CMakeLists.txt looks for.
+find_browser() { command -v chromium || command -v chromium-browser || command -v google-chrome; }
+
 prepare_environment() {
   # Everything that Open MPI leaves behind when a test kills its ranks lies in folders of this run alone.
   shared_folder=$(mktemp -d /dev/shm/rz-tests.XXXXXX)

@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
-# The tests that take long (label `nightly`): one set of bits over some two hundred runs, soaks. In the release build only.
+# The tests that take long (label `nightly`): one set of bits over some two hundred runs, soaks; and those in a browser, which it installs. In
+# the release build only.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source tests/common.sh
 
 phase "install packages" bash tools/install_dependencies.sh || { finish; exit 1; }
+find_browser >/dev/null || phase "install a browser" bash tools/install_dependencies.sh --browser || true
 prepare_environment
 if phase "build release" build release; then
-  phase "test release, nightly" ctest_of release -L nightly || true
+  phase "test release, nightly and browser" ctest_of release -L "nightly|browser" || true
+  find_browser >/dev/null || not_run "tests labelled browser" "Chromium could not be installed" counts
 else
-  not_run "test release, nightly" "the build failed" counts
+  not_run "test release, nightly and browser" "the build failed" counts
 fi
 finish

@@ -25,5 +25,6 @@ if reason=$(bash tools/hosts.sh --check 2>&1); then
 else
   not_run "tests labelled hosts" "${reason#not run: }"
 fi
+find_browser >/dev/null || not_run "tests labelled browser" "no Chromium here (400 MB); tests/nightly.sh installs it"
 not_run "tests labelled nightly" "they take long; run tests/nightly.sh"
 finish

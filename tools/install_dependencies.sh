@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that building, training and testing need: only those that are missing, by apt, as root or through sudo.
 # Changes nothing when all are there. Used by examples/quickstart.sh and tests/run.sh.
+# --browser: Chromium too (400 MB), for the tests that look at report.html; tests/nightly.sh asks for it.
 set -euo pipefail
 
 packages=(
@@ -12,6 +13,8 @@ packages=(
   libgtest-dev libgmock-dev libbenchmark-dev         # tests, benchmarks
   bible-kjv bible-kjv-text dataset-fashion-mnist     # data
 )
+
+[[ ${1:-} != --browser ]] || packages+=(chromium)
 
 if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
   echo "install_dependencies: this is no Debian system (apt-get is missing). Install the equivalents of these packages:" >&2

@@ -228,12 +228,13 @@ class Accountant {
     return run_.name(rank, head ? own.operations.at(*head)->name : o.name);
   }
 
-  // Whether a reduction was issued later after its own gradients were complete than it takes.
+  // Whether a reduction was issued later after its own gradients were complete (those of the last micro-batch before it) than it takes.
   bool held_up(int rank, const trace::Step& step, const Operation& o) const {
     if (purpose_of(rank, o) != Purpose::reduce) return false;
+    int64_t ready_ns = o.queued_ns;
     for (const Event& e : step.events)
-      if (e.kind == Event::Kind::bucket_ready && e.name == o.name) return o.queued_ns - e.begin_ns > o.done_ns - o.started_ns;
-    return false;
+      if (e.kind == Event::Kind::bucket_ready && e.name == o.name && e.begin_ns <= o.queued_ns) ready_ns = e.begin_ns;
+    return o.queued_ns - ready_ns > o.done_ns - o.started_ns;
   }
 
   // The causes of a wait, in order of time and without gaps.

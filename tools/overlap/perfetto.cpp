@@ -96,10 +96,15 @@ class Writer {
              {"last_byte_us", o.last_byte_ns == 0 ? ordered_json() : ordered_json(us(o.last_byte_ns))}});
       // Ready -> reduction -> the wait that needs it, in front of the update.
       const auto ready = ready_ns.find(o.name);
-      if (ready == ready_ns.end() || ready->second > o.queued_ns) continue;
+      const bool gathers = static_cast<comm::CollectiveKind>(o.kind) == comm::CollectiveKind::all_gather;  // weights, named as their bucket
+      if (gathers || ready == ready_ns.end() || ready->second > o.queued_ns) continue;
       flow(t.rank, "s", kMain, id, ready->second);
-      flow(t.rank, "t", kCommunication, id, o.started_ns);
-      if (const auto needed = needed_by(step, o.number)) flow(t.rank, "f", kMain, id, *needed);
+      if (const auto needed = needed_by(step, o.number)) {
+        flow(t.rank, "t", kCommunication, id, o.started_ns);
+        flow(t.rank, "f", kMain, id, *needed);
+      } else {
+        flow(t.rank, "f", kCommunication, id, o.started_ns);
+      }
     }
     for (const trace::MemorySample& s : step.memory) {
       ordered_json bytes;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 
 #include "comm/types.h"
@@ -70,11 +71,20 @@ class Timeline {
   // Legend entries come in the order of drawing layers: activities, causes, purposes.
   void use(int layer, int at, const char* name) { used_[{layer, at}] = name; }
 
+  // Each zoom adds the lines between those of the one before.
   void axis(int height) {
     const double span_ms = static_cast<double>(end_ns_ - begin_ns_) * 1e-6;
-    const double step = grid_step(span_ms / 2);
-    for (double t = 0; t < span_ms; t += step)
-      svg_ += fmt::format("<line class=grid x1=\"{0:.4f}%\" x2=\"{0:.4f}%\" y1=18 y2={1} /><text class=tick x=\"{0:.4f}%\" y=12 dx=2>{2:g} ms</text>\n", 100 * t / span_ms, height, t);
+    double coarser = 0;
+    for (const int zoom : kZooms) {
+      const double step = grid_step(span_ms / 2 / zoom);
+      for (int i = 0; i * step < span_ms * (1 - 0.04 / zoom); ++i) {  // the last number needs room
+        const double t = i * step;
+        if (coarser > 0 && std::abs(t - coarser * std::round(t / coarser)) < step / 2) continue;
+        svg_ += fmt::format("<line class=\"grid z{3}\" x1=\"{0:.4f}%\" x2=\"{0:.4f}%\" y1=18 y2={1} /><text class=\"tick z{3}\" x=\"{0:.4f}%\" y=12 dx=2>{2:g} ms</text>\n",
+                            100 * t / span_ms, height, t, zoom);
+      }
+      coarser = step;
+    }
   }
 
   // A rectangle with a title that shows when the pointer rests on it, and its label where that fits at some zoom.

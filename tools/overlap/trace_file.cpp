@@ -172,7 +172,12 @@ RankTrace read_trace(const std::string& path) {
     auto& members = t.groups[group.id()];
     for (const int64_t member : group.members()) members.push_back(static_cast<int>(member));
   }
-  for (const auto& step : m.steps()) t.steps.push_back(unpack(path, step, t.names.size()));
+  RZ_CONFIG_CHECK(t.rank >= 0 && t.rank < t.size, "{} is damaged: it is of rank {} of {}", path, t.rank, t.size);
+  for (const auto& step : m.steps()) {
+    RZ_CONFIG_CHECK(step.end_ns() >= step.begin_ns(), "{} is damaged: step {} ends before it begins", path, step.step());
+    RZ_CONFIG_CHECK(t.steps.empty() || step.step() > t.steps.back().step, "{} is damaged: step {} follows step {}", path, step.step(), t.steps.back().step);
+    t.steps.push_back(unpack(path, step, t.names.size()));
+  }
   t.dropped = m.dropped();
   t.probe = {m.probe().latency_ns(), m.probe().bytes_per_s()};
   return t;
