@@ -178,6 +178,7 @@ TEST_P(EveryGrouping, SixteenBitStatesAndWireBytesEqualTheClosedForms) {
               EXPECT_EQ(memory.current_bytes(Category::gradient), 2 * (stage >= 2 ? shard : p));
               EXPECT_EQ(memory.current_bytes(Category::optimizer_state), 12 * (stage >= 1 ? shard : p));
 
+              model.settle();
               const comm::WireStats now = comm.wire_stats();
               uint64_t sent = 0;
               for (const auto kind : {comm::CollectiveKind::reduce_scatter, comm::CollectiveKind::all_gather, comm::CollectiveKind::all_reduce})
