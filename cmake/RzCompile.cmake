@@ -40,7 +40,7 @@ target_compile_definitions(rz_compile INTERFACE RZ_CPU_LEVEL="${RZ_CPU_LEVEL_USE
 target_include_directories(rz_compile INTERFACE ${CMAKE_SOURCE_DIR})
 target_link_libraries(rz_compile INTERFACE Threads::Threads)
 if(RZ_SANITIZE)
-  target_compile_options(rz_compile INTERFACE -fsanitize=${RZ_SANITIZE} -fno-omit-frame-pointer -g)
+  target_compile_options(rz_compile INTERFACE -fsanitize=${RZ_SANITIZE} -fno-omit-frame-pointer -g1)
   target_link_options(rz_compile INTERFACE -fsanitize=${RZ_SANITIZE})
   target_compile_definitions(rz_compile INTERFACE RZ_SANITIZE="${RZ_SANITIZE}")
   if(RZ_SANITIZE MATCHES "address")

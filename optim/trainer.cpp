@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cmath>
+#include <limits>
 
 #include "runtime/core/trace.h"
 
@@ -53,10 +54,16 @@ Trainer::Totals Trainer::accumulate_exactly(int64_t step, const std::function<Mi
       count += micro.count;
     }
     const ShardedModel::ScalarScope scalars(model_);
-    if (!model_.exact()->agree(model_.communicator(), step, loss_is_bad)) continue;
+    const auto verdict = model_.exact()->agree(model_.communicator(), step, loss_is_bad, scaler_.can_skip());
+    if (verdict == GradientGrids::Verdict::repeat) continue;
     std::array<Int128, 2> sums = {loss.value, count};
-    const double squared_norm = model_.exact_sum_of_squares(sums);
-    model_.exact()->end_step();
+    double squared_norm = std::numeric_limits<double>::infinity();
+    if (verdict == GradientGrids::Verdict::exact) {
+      squared_norm = model_.exact_sum_of_squares(sums);
+      model_.exact()->end_step();
+    } else {
+      all_reduce_exactly(model_.communicator(), sums, "scalars");
+    }
     loss.value = sums[0];
     return {squared_norm, loss.to_double(), static_cast<double>(sums[1])};
   }

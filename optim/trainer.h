@@ -36,9 +36,10 @@ class Trainer {
   Trainer(ShardedModel& model, ShardedOptimizer& optimizer, const Schedule& schedule, double clip_norm, const LossScaling& scaling = {});
 
   // Step `step`, counted from 0. A gradient that is not finite skips the update where loss scaling allows it; the decision is made
-  // from the reduced norm, which is the same number on every rank. Otherwise, and for a loss that is not finite, rz::Error on
-  // every rank, naming the step and, on a rank that holds it, the parameter: the weights are then still those of the step
-  // before. In exact mode `forward` may be called for all micro-batches a second time, and must give the same again. COLLECTIVE.
+  // from the reduced norm (in exact mode: from the magnitudes that all ranks agree on), which is the same on every rank. Otherwise,
+  // and for a loss that is not finite, rz::Error on every rank, naming the step and, on a rank that holds it, the parameter: the
+  // weights are then still those of the step before. In exact mode `forward` may be called for all micro-batches a second time, and
+  // must give the same again. COLLECTIVE.
   StepResult step(int64_t step, const std::function<MicroLoss(int64_t micro_batch)>& forward);
 
   // Part of the training state: saved and restored with the weights.

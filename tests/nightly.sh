@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The tests that take long (label `nightly`): learning to a given loss, soaks; and those in a browser, which it installs. In the release
-# build only.
+# The tests that take long (label `nightly`): one set of bits over some two hundred runs, soaks; and those in a browser, which it installs.
+# In the release build only.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source tests/common.sh

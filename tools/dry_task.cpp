@@ -77,7 +77,7 @@ Outline outline_text(const ringzero::Job& job, std::vector<std::string>& notes) 
 
 std::unique_ptr<Task> make_dry_task(const ringzero::Job& job, std::vector<std::string>& notes) {
   RZ_CHECK(dry_run(), "a dry task outside a dry run");
-  RZ_CONFIG_CHECK(job.has_transformer(), "the job names no model; give transformer");
+  if (!job.has_transformer()) return make_image_task(job);
   RZ_CONFIG_CHECK(job.has_tokens() || job.has_text(), "the job names no data; give one of text, tokens");
   const Outline o = job.has_tokens() ? outline_tokens(job, notes) : outline_text(job, notes);
   const auto tokens = [&](int64_t count, const char* split) { return models::Tokens(count, o.token_bytes, fmt::format("{} {}", o.source, split)); };

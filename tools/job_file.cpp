@@ -7,6 +7,7 @@
 
 #include "models/data/file.h"
 #include "runtime/core/error.h"
+#include "tools/job_auto.h"
 #include "tools/job_origins.h"
 #include "tools/job_override.h"
 #include "tools/job_parse.h"
@@ -27,8 +28,9 @@ void fill_message(pb::Message& message) {
     const bool is_set = reflection.HasField(message, field);
     const bool is_arm = field->real_containing_oneof() != nullptr;
     if (field->cpp_type() == pb::FieldDescriptor::CPPTYPE_MESSAGE) {
-      // Asking for a sample is a choice; all other messages outside oneofs are settings with defaults.
-      const bool is_choice = is_arm || field->message_type() == ringzero::Sample::descriptor();
+      // Asking for a sample is a choice, diffusion is one model's (fill_defaults); all other messages outside oneofs are settings with defaults.
+      const bool is_choice =
+          is_arm || field->message_type() == ringzero::Sample::descriptor() || field->message_type() == ringzero::Diffusion::descriptor();
       if (is_set || !is_choice) fill_message(*reflection.MutableMessage(&message, field));
       continue;
     }
@@ -68,10 +70,21 @@ void fill_message(pb::Message& message) {
   }
 }
 
+// `auto` for its number. The printer takes ownership.
+class AutoPrinter final : public pb::TextFormat::FastFieldValuePrinter {
+ public:
+  void PrintDouble(double value, pb::TextFormat::BaseTextGenerator* out) const override {
+    if (value == kAuto) out->PrintLiteral("auto");
+    else FastFieldValuePrinter::PrintDouble(value, out);
+  }
+};
+
 }  // namespace
 
 void fill_defaults(ringzero::Job& job) {
   if (job.optimizer().kind_case() == ringzero::Optimizer::KIND_NOT_SET) job.mutable_optimizer()->mutable_adamw();
+  const bool noised = job.has_classifier() && job.classifier().noise_levels();
+  if (job.has_unet() || job.has_dit() || noised) job.mutable_diffusion();
   fill_message(job);
 }
 
@@ -99,6 +112,7 @@ std::string effective_text(const ringzero::Job& job) {
   ringzero::Job filled = job;
   fill_defaults(filled);
   pb::TextFormat::Printer printer;
+  RZ_CHECK(printer.RegisterFieldValuePrinter(ringzero::Sharding::descriptor()->FindFieldByName("bucket_mb"), new AutoPrinter), "bucket_mb cannot be printed");
   std::string text;
   RZ_CHECK(printer.PrintToString(filled, &text), "the job '{}' cannot be printed", escaped(job.name()));
   return text;

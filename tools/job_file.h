@@ -28,7 +28,7 @@ ringzero::Job parse_job(std::string_view text, const std::string& file, const st
 std::string effective_text(const ringzero::Job& job);
 
 // Sets what is unset to its default: scalars, messages, and the arm `adamw` of the optimizer. The arms of `model` and `data` and
-// the message `sample` stay as they are.
+// the message `sample` stay as they are; so does `diffusion` where the model has no use for it.
 void fill_defaults(ringzero::Job& job);
 
 }  // namespace rz::tools

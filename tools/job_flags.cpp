@@ -28,7 +28,7 @@ void add_job_flags(CLI::App& command, JobFlags& flags, bool job_required, bool r
   add_shorthand(command, flags, "--seed", "seed", "seed of everything random");
   add_shorthand(command, flags, "--threads", "training.threads", "compute threads of each rank, 0 = automatic");
   add_shorthand(command, flags, "--stage", "sharding.stage", "ZeRO stage: 0, 1, 2 or 3");
-  add_shorthand(command, flags, "--bucket-mb", "sharding.bucket_mb", "bucket size in MiB, 0 = a bucket per unit");
+  add_shorthand(command, flags, "--bucket-mb", "sharding.bucket_mb", "bucket size in MiB, 0 = a bucket per unit, auto = chosen from trial steps");
   add_shorthand(command, flags, "--reduction", "sharding.reduction", "how gradients are summed: ring, ordered or exact");
   add_shorthand(command, flags, "--group-size", "sharding.group_size", "hybrid sharding in groups of so many ranks, 0 = all");
   add_shorthand(command, flags, "--micro-batch", "training.micro_batch", "sequences in a micro-batch of exact sums");

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "runtime/core/error.h"
+#include "tools/job_auto.h"
 #include "tools/job_parse.h"
 #include "tools/job_schema.h"
 
@@ -51,6 +52,10 @@ bool set_field(pb::Message& message, const pb::FieldDescriptor& field, const std
     case pb::FieldDescriptor::CPPTYPE_FLOAT:
       return set_number(&pb::Reflection::SetFloat);
     case pb::FieldDescriptor::CPPTYPE_DOUBLE:
+      if (value == "auto" && accepts_auto(field)) {
+        reflection.SetDouble(&message, &field, kAuto);
+        return true;
+      }
       return set_number(&pb::Reflection::SetDouble);
     case pb::FieldDescriptor::CPPTYPE_BOOL:
       if (value != "true" && value != "false") return false;

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "runtime/core/error.h"
+#include "tools/job_auto.h"
 #include "tools/job_schema.h"
 
 namespace rz::tools {
@@ -41,7 +42,7 @@ bool parse(const std::string& text, pb::Message& message, FirstError& errors, pb
   parser.RecordErrorsTo(&errors);
   parser.SetRecursionLimit(kMaxNesting);
   if (tree != nullptr) parser.WriteLocationsTo(tree);
-  return parser.ParseFromString(text, &message);
+  return parser.ParseFromString(with_auto_as_number(text), &message);
 }
 
 std::string lower_first(std::string text) {

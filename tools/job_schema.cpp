@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "proto/job.pb.h"
+#include "tools/job_auto.h"
 
 namespace rz::tools {
 namespace {
@@ -76,7 +77,7 @@ std::string describe_values(const pb::FieldDescriptor& field) {
       return "an integer, 0 or more";
     case pb::FieldDescriptor::CPPTYPE_DOUBLE:
     case pb::FieldDescriptor::CPPTYPE_FLOAT:
-      return "a number";
+      return accepts_auto(field) ? "a number or auto" : "a number";
     case pb::FieldDescriptor::CPPTYPE_BOOL:
       return "true or false";
     case pb::FieldDescriptor::CPPTYPE_ENUM:

@@ -2,6 +2,7 @@
 // machine here could train.
 #include "tools/job_validation.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -9,6 +10,8 @@
 
 #include "comm/link_model.h"
 #include "runtime/core/error.h"
+#include "tools/image_model.h"
+#include "tools/job_auto.h"
 #include "tools/job_schema.h"
 
 namespace rz::tools {
@@ -111,6 +114,85 @@ class Validator {
       within("text.validation_fraction", job_.text().validation_fraction(), {.high = 1, .without_low = true, .without_high = true});
     }
     if (job_.has_tokens()) tokens(job_.tokens());
+    const bool sees_images = !job_.has_transformer();
+    const std::string model = arm_name("model"), data = arm_name("data");
+    require(sees_images == job_.has_images(), data, "is given to {}; valid: {}", model, sees_images ? "images {...}" : "text {...} or tokens {...}");
+    if (!sees_images) return require(!job_.has_diffusion(), "diffusion", "is given beside transformer, which has no use for it");
+    image_model();
+    images();
+    if (job_.has_diffusion()) diffusion();
+  }
+
+  // The arm of a oneof that is set.
+  std::string arm_name(const std::string& oneof) const {
+    const auto* field = job_.GetReflection()->GetOneofFieldDescriptor(job_, ringzero::Job::descriptor()->FindOneofByName(oneof));
+    return field == nullptr ? "" : field->name();
+  }
+
+  void image_model() const {
+    const auto recompute = job_.training().recompute();
+    const bool partly = recompute == ringzero::Training::SELECTIVE || recompute == ringzero::Training::SQRT;
+    require(!partly && (!job_.has_classifier() || recompute == ringzero::Training::NONE), "training.recompute", "is {}; {} has {}",
+            ringzero::Training::Recompute_Name(recompute), arm_name("model"), job_.has_classifier() ? "NONE" : "NONE and FULL");
+    if (job_.has_unet()) {
+      const auto& m = job_.unet();
+      within("unet.width", m.width(), 2, kMaxWidth);
+      within("unet.blocks", m.blocks(), 1, 1000);
+      within("unet.patch", m.patch(), 1, 1024);
+      within("unet.head_width", m.head_width(), 1, kMaxWidth);
+      within("unet.dropout", m.dropout(), kBelowOne);
+      within("unet.norm_epsilon", m.norm_epsilon(), kPositive);
+      require(m.width() % 2 == 0, "unet.width", "is {}; valid: an even number", m.width());
+      require(m.multipliers_size() <= 16, "unet.multipliers", "names {} levels; valid: at most 16", m.multipliers_size());
+      for (const int64_t multiplier : m.multipliers()) within("unet.multipliers", multiplier, 1, 1024);
+      for (const int64_t height : m.attention_heights()) within("unet.attention_heights", height, 1, kMaxWidth);
+    }
+    if (job_.has_dit()) {
+      const auto& m = job_.dit();
+      within("dit.layers", m.layers(), 1, 100'000);
+      within("dit.width", m.width(), 4, kMaxWidth);
+      within("dit.heads", m.heads(), 1, kMaxWidth);
+      within("dit.patch", m.patch(), 1, 1024);
+      within("dit.mlp_width", m.mlp_width(), 0, int64_t{1} << 24);
+      within("dit.dropout", m.dropout(), kBelowOne);
+      within("dit.norm_epsilon", m.norm_epsilon(), kPositive);
+      require_match(m.width() % 4 == 0 && m.width() % m.heads() == 0, "dit.width", "dit.heads",
+                    "is {}; valid: a multiple of 4 and of dit.heads, {}", m.width(), m.heads());
+    }
+    if (job_.has_classifier()) {
+      within("classifier.width1", job_.classifier().width1(), 1, kMaxWidth);
+      within("classifier.width2", job_.classifier().width2(), 1, kMaxWidth);
+      within("classifier.features", job_.classifier().features(), 1, kMaxWidth);
+      require(job_.classifier().noise_levels() || !job_.has_diffusion(), "diffusion", "is given to a classifier without noise_levels");
+    }
+  }
+
+  void images() const {
+    const auto& m = job_.images();
+    require(int{!m.idx().empty()} + int{!m.folder().empty()} + int{!m.npy().empty()} <= 1, "images", "names several sources; valid: one of idx, folder, npy");
+    require(m.npy_labels().empty() || !m.npy().empty(), "images.npy_labels", "is given without images.npy");
+    within("images.validation_fraction", m.validation_fraction(), {.high = 1, .without_low = true, .without_high = true});
+    within("images.padding", m.padding(), 0, 1024);
+  }
+
+  void diffusion() const {
+    const auto& m = job_.diffusion();
+    const auto& presets = models::diffusion::preset_names();
+    require(std::find(presets.begin(), presets.end(), m.preset()) != presets.end(), "diffusion.preset", "is '{}'; valid: {}", escaped(m.preset(), 60),
+            fmt::join(presets, ", "));
+    within("diffusion.timesteps", m.timesteps(), 0, 1'000'000);
+    within("diffusion.beta_first", m.beta_first(), kNotNegative);
+    within("diffusion.beta_last", m.beta_last(), kNotNegative);
+    within("diffusion.sigma_min", m.sigma_min(), kNotNegative);
+    within("diffusion.sigma_max", m.sigma_max(), kNotNegative);
+    within("diffusion.shift", m.shift(), kNotNegative);
+    within("diffusion.sigma_data", m.sigma_data(), kNotNegative);
+    within("diffusion.label_drop", m.label_drop(), {.high = 1});
+    try {
+      models::diffusion::make_preset(m.preset(), preset_options(m, m.sigma_data() > 0 ? m.sigma_data() : 0.5));
+    } catch (const ConfigError& e) {
+      require(false, "diffusion", "cannot be: {}", e.what());
+    }
   }
 
   static std::string arms(const std::string& oneof) {
@@ -208,7 +290,7 @@ class Validator {
 
   void sharding() const {
     within("sharding.stage", job_.sharding().stage(), 0, 3);
-    within("sharding.bucket_mb", job_.sharding().bucket_mb(), {.high = 1 << 20});
+    if (job_.sharding().bucket_mb() != kAuto) within("sharding.bucket_mb", job_.sharding().bucket_mb(), {.high = 1 << 20});
     const auto reduce = job_.sharding().reduce_dtype();
     const auto precision = job_.training().precision();
     require_match(reduce == ringzero::Training::F32 || reduce == precision, "sharding.reduce_dtype", "training.precision",

@@ -9,17 +9,13 @@
 
 namespace rz::tools {
 
-namespace {
-
-models::TokenDataset load_dataset(const ringzero::Job& job) {
+models::TokenDataset load_tokens(const ringzero::Job& job) {
   if (job.has_tokens()) return models::load_token_files(job.tokens().train_path(), job.tokens().validation_path(), job.tokens().vocabulary());
   RZ_CONFIG_CHECK(job.has_text(), "the job names no data; give one of text, tokens");
   const auto& text = job.text();
   if (text.path().empty()) return models::load_king_james_bible(text.validation_fraction());
   return models::load_text_file(text.path(), text.validation_fraction());
 }
-
-}  // namespace
 
 models::TransformerConfig transformer_config(const ringzero::Job& job, int64_t vocabulary) {
   const ringzero::Transformer& m = job.transformer();
@@ -78,7 +74,7 @@ EvaluationSum LanguageTask::evaluate(models::SampleRange samples) {
   return {result.sum, result.count};
 }
 
-std::string LanguageTask::vocabulary_json() const {
+std::string LanguageTask::generation_json() const {
   nlohmann::json json;
   json["size"] = model_.config().vocabulary;
   if (const auto& symbols = dataset_.symbols()) {
@@ -106,11 +102,6 @@ Vocabulary parse_vocabulary(const std::string& text, const std::string& path) {
   } catch (const nlohmann::json::exception& e) {
     throw ConfigError(fmt::format("{}: not a vocabulary: {}", path, e.what()));
   }
-}
-
-std::unique_ptr<Task> make_task(const ringzero::Job& job) {
-  RZ_CONFIG_CHECK(job.has_transformer(), "the job names no model; give transformer");
-  return std::make_unique<LanguageTask>(job, load_dataset(job));
 }
 
 }  // namespace rz::tools

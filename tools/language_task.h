@@ -10,6 +10,9 @@ namespace rz::tools {
 // The job's messages as the runtime's structs. `vocabulary` stands in where the job leaves it to the data.
 models::TransformerConfig transformer_config(const ringzero::Job& job, int64_t vocabulary);
 
+// The job's text or token files.
+models::TokenDataset load_tokens(const ringzero::Job& job);
+
 class LanguageTask final : public Task {
  public:
   LanguageTask(const ringzero::Job& job, models::TokenDataset dataset);
@@ -21,7 +24,7 @@ class LanguageTask final : public Task {
   int64_t evaluation_samples() const override;
   EvaluationSum evaluate(models::SampleRange samples) override;
   uint64_t data_digest() const override { return dry_run() ? 0 : dataset_.digest(); }
-  std::string vocabulary_json() const override;
+  std::string generation_json() const override;
 
  private:
   uint64_t seed_;
@@ -29,7 +32,7 @@ class LanguageTask final : public Task {
   models::Transformer model_;
 };
 
-// What vocabulary_json() said: the number of symbols and, for text, the alphabet.
+// What generation_json() said: the number of symbols and, for text, the alphabet.
 struct Vocabulary {
   int64_t size = 0;
   std::optional<models::TextSymbols> symbols;

@@ -6,6 +6,7 @@
 #include "comm/launch.h"
 #include "tools/collectives_command.h"
 #include "tools/console.h"
+#include "tools/evaluate_command.h"
 #include "tools/memory_command.h"
 #include "tools/overlap/overlap_command.h"
 #include "tools/overlap/simulate_command.h"
@@ -23,6 +24,7 @@ int main(int argc, char** argv) {
   rz::tools::add_train_command(app, exit_code);
   rz::tools::add_sample_command(app, exit_code);
   rz::tools::add_sampler_command(app);
+  rz::tools::add_evaluate_command(app, exit_code);
   rz::tools::add_collectives_command(app);
   rz::tools::add_plan_command(app);
   rz::tools::add_memory_command(app);

@@ -8,6 +8,8 @@
 #include "tools/job_flags.h"
 #include "tools/memory_chart.h"
 #include "tools/memory_fit.h"
+#include "tools/state_form.h"
+#include "tools/zero_paper.h"
 
 namespace rz::tools {
 
@@ -76,12 +78,6 @@ void run_table(const Flags& flags) {
   fmt::print("written: {0}/memory.json, {0}/memory.svg, {0}/memory.png\n", out);
 }
 
-// Bytes of states per parameter in a float32 run, as the stage's closed form has them.
-std::string closed_form(int64_t stage) {
-  constexpr std::array<const char*, 4> kForms = {"16 P", "8 P + 8 P/N", "4 P + 12 P/N", "16 P/N"};
-  return kForms[static_cast<size_t>(stage)];
-}
-
 void run_fit(const Flags& flags) {
   const ringzero::Job job = flags.job.load();
   const int64_t limit = parse_bytes(flags.fit);
@@ -93,7 +89,8 @@ void run_fit(const Flags& flags) {
     text += fmt::format("largest GPT that trains in {} per rank on {} ranks (a block for every 64 of width, context {}, batch {})\n",
                         format_bytes(static_cast<double>(limit)), ranks, job.transformer().context(), job.training().batch());
     text += fmt::format("{:>5}{:>14}{:>8}{:>8}{:>14}{:>14}{:>10}{:>16}{:>10}{:>9}{:>8}{}\n", "stage", "parameters", "width", "layers", "peak", "states",
-                        "states/P", "closed form", "", "x st. 0", "form x", flags.measure ? "    measured" : "");
+                        "states/P", "closed form", "", fmt::format("x st. {}", flags.stages.front()), "form x", flags.measure ? "    measured" : "");
+    const auto form_of = [&](int64_t stage) { return state_form(job, stage, ranks); };
     double first = 0;
     for (const int64_t stage : flags.stages) {
       auto fit = fit_largest(job, ranks, stage, steps_of(flags, job), limit);
@@ -111,12 +108,12 @@ void run_fit(const Flags& flags) {
       int64_t states = 0;
       for (const Category c : {Category::parameter, Category::gradient, Category::optimizer_state}) states += full.memory.current_bytes(c);
       const auto parameters = static_cast<double>(fit->cell.parameters);
-      const double form = state_bytes_per_parameter(kFloat32Adam, stage, ranks);
+      const double form = form_of(stage).bytes(1);
       if (first == 0) first = parameters;
-      const double base = state_bytes_per_parameter(kFloat32Adam, flags.stages.front(), ranks);
+      const double base = form_of(flags.stages.front()).bytes(1);
       text += fmt::format("{:>5}{:>14}{:>8}{:>8}{:>14}{:>14}{:>10.3f}{:>16}{:>10.3f}{:>9.2f}{:>8.2f}", stage, fit->cell.parameters, fit->width, fit->layers,
                           format_bytes(static_cast<double>(full.memory.peak.total)), format_bytes(static_cast<double>(states)),
-                          static_cast<double>(states) / parameters, closed_form(stage), form, parameters / first, base / form);
+                          static_cast<double>(states) / parameters, form_of(stage).text(), form, parameters / first, base / form);
       nlohmann::ordered_json row;
       row["ranks"] = ranks;
       row["stage"] = stage;
@@ -125,6 +122,7 @@ void run_fit(const Flags& flags) {
       row["heads"] = fit->heads;
       row["state_bytes"] = states;
       row["state_bytes_per_parameter"] = static_cast<double>(states) / parameters;
+      row["closed_form"] = form_of(stage).text();
       row["closed_form_bytes_per_parameter"] = form;
       row["times_first_stage"] = parameters / first;
       row["closed_form_times_first_stage"] = base / form;

@@ -35,6 +35,7 @@ ringzero::Job family_member(const ringzero::Job& given, int64_t width) {
 }
 
 std::optional<Fit> fit_largest(const ringzero::Job& given, int ranks, int64_t stage, int64_t steps, int64_t limit_bytes) {
+  RZ_CONFIG_CHECK(given.has_transformer(), "the largest model that fits is sought among Transformers; {} has none", given.name());
   const auto job_of = [&](int64_t size) { return job_of_cell(family_member(given, size * kWidthStep), ranks, stage, steps); };
   const auto fits = [&](int64_t size) { return planned_peak(job_of(size), ranks) <= limit_bytes; };
   if (!fits(1)) return std::nullopt;

@@ -9,7 +9,6 @@
 #include <optional>
 
 #include "tools/memory_table.h"
-#include "tools/zero_paper.h"
 
 namespace rz::tools {
 

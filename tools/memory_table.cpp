@@ -9,14 +9,13 @@
 #include "tools/job_file.h"
 #include "tools/mpirun.h"
 #include "tools/run_summary.h"
+#include "tools/task.h"
 
 namespace rz::tools {
 
 namespace {
 
 namespace fs = std::filesystem;
-
-constexpr int64_t kTokensAtOnce = 4096;  // as a validation forward of a run takes them
 
 const RankMemory& fullest(const std::vector<RankMemory>& ranks) {
   RZ_CHECK(!ranks.empty(), "no rank was planned or measured");
@@ -85,8 +84,7 @@ ringzero::Job job_of_cell(const ringzero::Job& given, int ranks, int64_t stage, 
   training.set_evaluate_every(0);
   training.set_save_every(0);
   if (training.evaluate_sequences() == 0) {
-    const int64_t at_once = std::max<int64_t>(1, kTokensAtOnce / std::max<int64_t>(1, job.transformer().context()));
-    training.set_evaluate_sequences(at_once * ranks);
+    training.set_evaluate_sequences(samples_at_once(job) * ranks);
   }
   auto& schedule = *job.mutable_schedule();
   schedule.set_warmup_steps(std::min(schedule.warmup_steps(), steps));

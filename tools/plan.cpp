@@ -7,6 +7,7 @@
 #include "optim/checkpoint/slice_table.h"
 #include "runtime/core/rank_context.h"
 #include "tools/dry_task.h"
+#include "tools/job_auto.h"
 #include "tools/run_summary.h"
 #include "tools/session.h"
 
@@ -41,6 +42,10 @@ Plan make_plan(const ringzero::Job& given, const PlanOptions& options) {
     plan.notes.push_back(fmt::format("training.batch is {}: planned with {}, one sequence for each rank and micro-batch", job.training().batch(), least));
     job.mutable_training()->set_batch(least);
   }
+  if (job.sharding().bucket_mb() == kAuto) {
+    plan.notes.push_back("sharding.bucket_mb is auto, which only a run can choose: planned with a bucket for each unit");
+    job.mutable_sharding()->set_bucket_mb(0);
+  }
   plan.ranks = options.ranks;
   plan.rank = options.rank;
   plan.stage = job.sharding().stage();
@@ -63,6 +68,7 @@ Plan make_plan(const ringzero::Job& given, const PlanOptions& options) {
   }
   plan.parameters = session.sharded().payload_elements();
   plan.padded_parameters = session.sharded().padded_elements();
+  plan.payload_bytes = session.sharded().payload_bytes();
   plan.units = optim::read_units(session.sharded());
   plan.memory = optim::read_memory(RankContext::current()->memory());
   plan.traffic = session.meter().last();
@@ -96,7 +102,7 @@ nlohmann::ordered_json plan_json(const ringzero::Job& job, const Plan& plan) {
   json["memory"] = memory_json(plan.memory);
   json["wire"]["sent_bytes_per_step"] = plan.traffic.sent_bytes();
   json["wire"]["scalar_bytes_per_step"] = plan.traffic.scalar_bytes;
-  json["wire"]["payload_bytes"] = plan.padded_parameters * static_cast<int64_t>(size_bytes(DType::f32));
+  json["wire"]["payload_bytes"] = plan.payload_bytes;
   for (int k = 0; k < comm::kCollectiveKinds; ++k) {
     const auto& count = plan.traffic.by_kind[static_cast<size_t>(k)];
     json["wire"]["by_operation"][comm::name(static_cast<comm::CollectiveKind>(k))] = {{"sent", count.sent_bytes}, {"received", count.received_bytes}};

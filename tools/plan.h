@@ -27,6 +27,7 @@ struct Plan {
   int64_t batch = 0;  // sequences in a step of all ranks
   int64_t parameters = 0;
   int64_t padded_parameters = 0;
+  int64_t payload_bytes = 0;  // of all weights, in their type, with padding
   std::vector<optim::UnitReading> units;
   optim::MemoryReading memory;
   optim::StepTraffic traffic;      // of a step after the first

@@ -57,7 +57,7 @@ void print_wire(const Plan& plan) {
     fmt::print("  {:<22}{:>20}{:>20}\n", comm::name(static_cast<comm::CollectiveKind>(k)), format_count(static_cast<int64_t>(count.sent_bytes)),
                format_count(static_cast<int64_t>(count.received_bytes)));
   }
-  const double payload = 4.0 * static_cast<double>(plan.padded_parameters);
+  const auto payload = static_cast<double>(plan.payload_bytes);
   fmt::print("  weights and gradients sent: {} = {:.4f} x the payload of {}\n", format_count(static_cast<int64_t>(plan.traffic.sent_bytes())),
              static_cast<double>(plan.traffic.sent_bytes()) / payload, format_bytes(payload));
 }

@@ -50,10 +50,11 @@ std::string format_quantity(double value) {
   return fmt::format("{:.0f}", value);
 }
 
-Progress::Progress(int64_t first_step, int64_t last_step, TerminalStyle style, Write write, Clock clock)
+Progress::Progress(int64_t first_step, int64_t last_step, TerminalStyle style, std::string items, Write write, Clock clock)
     : first_step_(first_step),
       last_step_(last_step),
       style_(style),
+      items_(std::move(items)),
       write_(write ? std::move(write) : write_stdout),
       clock_(clock ? std::move(clock) : steady_seconds) {
   const double now = clock_();
@@ -64,11 +65,11 @@ Progress::Progress(int64_t first_step, int64_t last_step, TerminalStyle style, W
 std::string Progress::status(int64_t step, double loss) const {
   const double seconds = recent_.back().time - recent_.front().time;
   const auto steps = static_cast<double>(recent_.size() - 1);
-  int64_t tokens = 0;
-  for (size_t i = 1; i < recent_.size(); ++i) tokens += recent_[i].tokens;
+  int64_t items = 0;
+  for (size_t i = 1; i < recent_.size(); ++i) items += recent_[i].items;
   std::string out = fmt::format("step {}/{}  loss {:.4f}", step, last_step_, loss);
   if (seconds > 0 && steps > 0) {
-    out += fmt::format("  {} tokens/s", format_quantity(static_cast<double>(tokens) / seconds));
+    out += fmt::format("  {} {}/s", format_quantity(static_cast<double>(items) / seconds), items_);
     if (step < last_step_) out += fmt::format("  {} left", format_duration(seconds / steps * static_cast<double>(last_step_ - step)));
   }
   return out;
@@ -90,9 +91,9 @@ std::string Progress::bar(int64_t step, const std::string& status) const {
   return out + status.substr(0, columns - std::min(columns, percent.size()));
 }
 
-void Progress::step(int64_t step, double loss, int64_t tokens) {
+void Progress::step(int64_t step, double loss, int64_t items) {
   const double now = clock_();
-  recent_.push_back({now, tokens});
+  recent_.push_back({now, items});
   if (recent_.size() > kRecentSteps) recent_.pop_front();
   const bool edge = step == last_step_ || step == first_step_ + 1;
   if (style_.is_terminal) {

@@ -23,11 +23,11 @@ class Progress {
   using Write = std::function<void(std::string_view)>;  // default: standard output, flushed
   using Clock = std::function<double()>;                // seconds; default: a steady clock
 
-  // Steps first_step+1 ... last_step will follow.
-  Progress(int64_t first_step, int64_t last_step, TerminalStyle style, Write write = {}, Clock clock = {});
+  // Steps first_step+1 ... last_step will follow. `items`: what is counted.
+  Progress(int64_t first_step, int64_t last_step, TerminalStyle style, std::string items = "tokens", Write write = {}, Clock clock = {});
 
-  // After each step: its number, loss, and the tokens (samples) that all ranks together processed in it.
-  void step(int64_t step, double loss, int64_t tokens);
+  // After each step: its number, loss, and the items that all ranks together processed in it.
+  void step(int64_t step, double loss, int64_t items);
   // A line of its own that stays, such as a validation result; without a newline at its end.
   void line(std::string_view text);
   // After the last step, or before an error is printed: leaves the cursor at the start of an empty line.
@@ -36,7 +36,7 @@ class Progress {
  private:
   struct Sample {
     double time = 0;
-    int64_t tokens = 0;
+    int64_t items = 0;
   };
 
   std::string status(int64_t step, double loss) const;
@@ -45,6 +45,7 @@ class Progress {
   int64_t first_step_;
   int64_t last_step_;
   TerminalStyle style_;
+  std::string items_;
   Write write_;
   Clock clock_;
   std::deque<Sample> recent_;  // the latest steps, from which speed and time left are taken

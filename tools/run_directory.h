@@ -27,7 +27,8 @@ class RunDirectory {
   ~RunDirectory();
 
   const std::string& path() const { return path_; }
-  std::string job_path() const { return path_ + "/job.textproto"; }
+  std::string job_path() const { return job_path(path_); }
+  static std::string job_path(const std::string& run_path) { return run_path + "/job.textproto"; }
   std::string metrics_path() const { return metrics_path(path_); }
   static std::string metrics_path(const std::string& run_path) { return run_path + "/metrics.jsonl"; }
   std::string summary_path() const { return path_ + "/summary.json"; }

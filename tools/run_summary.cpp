@@ -11,12 +11,6 @@ namespace rz::tools {
 
 namespace {
 
-nlohmann::ordered_json by_category(const CategoryBytes& bytes) {
-  nlohmann::ordered_json json;
-  for (size_t c = 0; c < kCategories; ++c) json[name(static_cast<Category>(c))] = bytes[c];
-  return json;
-}
-
 nlohmann::ordered_json wire_of_this_rank(Session& session, const comm::Communicator& comm) {
   const comm::WireStats stats = comm.wire_stats();
   const optim::StepMeter& meter = session.meter();
@@ -24,7 +18,7 @@ nlohmann::ordered_json wire_of_this_rank(Session& session, const comm::Communica
   nlohmann::ordered_json json;
   json["sent_bytes_per_step"] = static_cast<double>(meter.sent_bytes()) / steps;
   json["scalar_bytes_per_step"] = static_cast<double>(meter.scalar_bytes()) / steps;
-  json["payload_bytes"] = session.sharded().padded_elements() * static_cast<int64_t>(size_bytes(DType::f32));
+  json["payload_bytes"] = session.sharded().payload_bytes();
   for (int k = 0; k < comm::kCollectiveKinds; ++k) {
     const auto kind = static_cast<comm::CollectiveKind>(k);
     json["by_operation"][comm::name(kind)] = {{"sent", stats.of(kind).sent_bytes}, {"received", stats.of(kind).received_bytes}};
@@ -34,6 +28,12 @@ nlohmann::ordered_json wire_of_this_rank(Session& session, const comm::Communica
 }
 
 }  // namespace
+
+nlohmann::ordered_json by_category(const CategoryBytes& bytes) {
+  nlohmann::ordered_json json;
+  for (size_t c = 0; c < kCategories; ++c) json[name(static_cast<Category>(c))] = bytes[c];
+  return json;
+}
 
 nlohmann::ordered_json memory_json(const optim::MemoryReading& memory) {
   nlohmann::ordered_json json;
@@ -59,6 +59,8 @@ void add_rank_summaries(nlohmann::ordered_json& summary, Session& session, comm:
   nlohmann::ordered_json own;
   own["rank"] = comm.rank();
   own["memory"] = memory_json(optim::read_memory(RankContext::current()->memory()));
+  own["memory"]["step_peak_bytes"] = by_category(session.meter().memory().by_category);
+  own["memory"]["step_peaks_constant_since"] = session.meter().memory_constant_since();
   own["memory"]["rss_baseline_bytes"] = baseline_bytes;
   own["memory"]["rss_peak_bytes"] = peak_resident_bytes();
   own["memory"]["allocator_bytes"] = allocator::stats().mapped_bytes;

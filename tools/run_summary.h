@@ -8,6 +8,8 @@
 
 namespace rz::tools {
 
+// {"parameter": bytes, ...}
+nlohmann::ordered_json by_category(const CategoryBytes& bytes);
 // A ledger's reading as summary.json holds it: peaks by category and phase, persistent states.
 nlohmann::ordered_json memory_json(const optim::MemoryReading& memory);
 

@@ -8,17 +8,13 @@
 #include <thread>
 
 #include "comm/launch.h"
-#include "optim/checkpoint/checkpoint.h"
 #include "runtime/core/rank_context.h"
 #include "tools/console.h"
 #include "tools/job_file.h"
-#include "tools/run_directory.h"
 
 namespace rz::tools {
 
 namespace {
-
-namespace checkpoint = optim::checkpoint;
 
 std::string read_file(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
@@ -50,33 +46,30 @@ std::string sample_text(models::Transformer& model, const Vocabulary& vocabulary
   return fmt::format("{}", fmt::join(tokens, " "));
 }
 
-void sample_run(const SampleOptions& options, comm::Communicator& comm) {
+void set_automatic_threads(int threads, const comm::Communicator& comm) {
   const int here = comm::under_mpirun() ? ranks_on_this_machine() : comm.size();
   const int automatic = std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / here);
-  RankContext::current()->set_threads(options.threads > 0 ? options.threads : automatic);
+  RankContext::current()->set_threads(threads > 0 ? threads : automatic);
+}
+
+void sample_run(const SampleOptions& options, comm::Communicator& comm) {
+  set_automatic_threads(options.threads, comm);
   const auto job = load_job(options.run + "/job.textproto");
-  RZ_CONFIG_CHECK(job.has_transformer(), "{} trained no language model", options.run);
+  if (is_diffusion(job)) return sample_images_command(options.images, comm);
+  RZ_CONFIG_CHECK(job.has_transformer(), "{} trained no model that generates", options.run);
   const std::string vocabulary_path = options.run + "/vocabulary.json";
   const Vocabulary vocabulary = parse_vocabulary(read_file(vocabulary_path), vocabulary_path);
   models::Transformer model(transformer_config(job, vocabulary.size));
-  model.materialize(job.seed());
-  const bool averaged = job.training().ema_decay() > 0;
-  std::vector<checkpoint::SliceToLoad> slices;
-  for (nn::Parameter* p : model.parameters())
-    slices.push_back({(averaged ? "average." : "model.") + p->name, DType::f32, p->shape(), 0, p->numel(), p->value.raw_data()});
-  checkpoint::LoadOptions load_options;
-  load_options.skip_prefixes = {"optimizer.", averaged ? "model." : "average."};
-  const auto info = checkpoint::load(checkpoint::real_file_system(), RunDirectory::checkpoint_path(options.run), std::nullopt, slices, comm, load_options);
+  const int64_t step = load_weights(model, job, options.run, comm);
   const std::string text = sample_text(model, vocabulary, options.sample, options.seed);
   if (comm.rank() != 0) return;
   if (!options.json) {
-    for (const auto& note : info.notes) fmt::print(stderr, "ringzero: {}\n", note);
     fmt::print("{}\n", text);
     return;
   }
   nlohmann::ordered_json json;
   json["run"] = options.run;
-  json["step"] = info.step;
+  json["step"] = step;
   json["prompt"] = options.sample.prompt();
   json["text"] = text;
   fmt::print("{}\n", json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace));

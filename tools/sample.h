@@ -1,4 +1,4 @@
-// Text from a language model.
+// Samples of a trained run: text from a language model, images from a diffusion model (image_sample.h).
 #pragma once
 
 #include <cstdint>
@@ -7,6 +7,7 @@
 
 #include "models/transformer/generate.h"
 #include "proto/job.pb.h"
+#include "tools/image_sample.h"
 #include "tools/language_task.h"
 
 namespace rz::tools {
@@ -22,9 +23,13 @@ struct SampleOptions {
   uint64_t seed = 0;
   int threads = 0;
   bool json = false;
+  ImageSampleCommand images;  // for a diffusion model
 };
 
-// Loads the newest whole checkpoint of a run (its weight average where it has one) and prints a sample. COLLECTIVE.
+// Compute threads of this rank: `threads`, or where that is 0 the machine's cores over the ranks on it.
+void set_automatic_threads(int threads, const comm::Communicator& comm);
+
+// Loads the newest whole checkpoint of a run (its weight average where it has one) and prints a sample, or draws images. COLLECTIVE.
 void sample_run(const SampleOptions& options, comm::Communicator& comm);
 
 }  // namespace rz::tools

@@ -8,6 +8,7 @@
 #include "models/diffusion/moments.h"
 #include "models/diffusion/objective.h"
 #include "tools/console.h"
+#include "tools/sampler_flags.h"
 #include "tools/sampler_replay.h"
 
 namespace rz::tools {
@@ -20,13 +21,7 @@ struct Flags {
   std::string world, replay, replay_case;
   std::string preset = "ddpm";
   diffusion::PresetOptions options;
-  std::optional<int64_t> steps;
-  std::string grid, method, coordinates, variance;
-  std::optional<double> eta;
-  std::optional<int> order;
-  std::optional<double> churn, churn_low, churn_high, churn_noise, snr, langevin_step;
-  std::optional<int64_t> corrector_steps, langevin_steps;
-  bool denoise = false;
+  SamplerFlags sampler;
   bool trajectory = false;
 };
 
@@ -55,50 +50,12 @@ diffusion::GaussianWorld parse_world(std::string_view text) {
   return world;
 }
 
-// The preset's sampler with what the flags change.
-diffusion::SamplerConfig sampler_config(const Flags& f, const diffusion::Process& process) {
-  diffusion::SamplerConfig c = process.sampler;
-  if (!f.method.empty()) c.method = diffusion::parse_method(f.method);
-  if (f.order) {
-    RZ_CONFIG_CHECK(*f.order == 1 || *f.order == 2, "order {}; valid: 1, 2 (and --method midpoint or rk4)", *f.order);
-    RZ_CONFIG_CHECK(f.method.empty(), "give either --order or --method");
-    c.method = *f.order == 1 ? diffusion::Method::euler : diffusion::Method::heun;
-  } else if (f.method.empty() && (f.eta || !f.variance.empty()) && !diffusion::is_deterministic(c.method)) {
-    c.method = diffusion::Method::euler;  // the step that has an eta
-  }
-  if (c.method != process.sampler.method) {
-    // What belongs to the preset's own method does not go along with another.
-    c.eta = c.method == diffusion::Method::euler && process.sampler.method == diffusion::Method::euler ? c.eta : 0;
-    c.variance = diffusion::Variance::fixed_small;
-    if (c.method != diffusion::Method::euler_maruyama && c.method != diffusion::Method::reverse_diffusion) c.corrector.steps = 0;
-    if (c.method != diffusion::Method::annealed_langevin) c.start_low = c.start_high = 0;
-  }
-  // A world has no network to learn variances from.
-  if (c.variance == diffusion::Variance::learned) c.variance = diffusion::Variance::fixed_small;
-  if (!f.variance.empty()) c.variance = diffusion::parse_variance(f.variance);
-  if (f.eta)
-    c.eta = *f.eta;
-  else if (c.variance == diffusion::Variance::fixed_large)
-    c.eta = 1;
-  if (!f.coordinates.empty()) c.coordinates = diffusion::parse_coordinates(f.coordinates);
-  c.churn.amount = f.churn.value_or(c.churn.amount);
-  c.churn.low = f.churn_low.value_or(c.churn.low);
-  c.churn.high = f.churn_high.value_or(c.churn.high);
-  c.churn.noise = f.churn_noise.value_or(c.churn.noise);
-  c.corrector.steps = f.corrector_steps.value_or(c.corrector.steps);
-  c.corrector.snr = f.snr.value_or(c.corrector.snr);
-  c.langevin.steps = f.langevin_steps.value_or(c.langevin.steps);
-  c.langevin.step = f.langevin_step.value_or(c.langevin.step);
-  c.langevin.denoise = f.denoise;
-  return c;
-}
-
 nlohmann::ordered_json world_moments(const Flags& f) {
   const diffusion::GaussianWorld world = parse_world(f.world);
   const diffusion::Process process = diffusion::make_preset(f.preset, f.options);
-  const diffusion::SamplerConfig config = sampler_config(f, process);
-  const diffusion::GridSpec spec = f.grid.empty() ? process.grid : diffusion::parse_grid(f.grid);
-  const int64_t steps = f.steps.value_or(process.steps);
+  const diffusion::SamplerConfig config = sampler_config(f.sampler, process, false);  // a world has no network to learn variances from
+  const diffusion::GridSpec spec = grid_spec(f.sampler, process);
+  const int64_t steps = f.sampler.steps.value_or(process.steps);
   const diffusion::Grid grid = diffusion::make_grid(spec, *process.path, steps);
   const auto moments = diffusion::sampler_moments(world, *process.path, grid, config);
   nlohmann::ordered_json json;
@@ -139,25 +96,7 @@ void add_sampler_command(CLI::App& app) {
   c->add_option("--world", f.world, "gaussian:mean=M,std=C: every coordinate of the data is N(M, C^2), the denoiser is exact");
   c->add_option("--preset", f.preset, fmt::format("process and default sampler: {}", fmt::join(diffusion::preset_names(), ", ")))
       ->capture_default_str();
-  c->add_option("--steps", f.steps, "steps of the sampler; default: the preset's");
-  c->add_option("--grid", f.grid,
-                "times that are visited: leading, trailing, linspace, quad (discrete paths), karras[:SMIN,SMAX[,RHO]], shifted:K");
-  c->add_option("--eta", f.eta, "noise of a first-order step: 0 DDIM (the probability flow), 1 DDPM");
-  c->add_option("--order", f.order, "1: first-order steps; 2: Heun's method");
-  c->add_option("--variance", f.variance, "of a step with eta 1: fixed_small (the posterior's) or fixed_large (the forward step's)");
-  c->add_option("--method", f.method,
-                "euler, heun, midpoint, rk4, euler_maruyama, reverse_diffusion, annealed_langevin; default: the preset's");
-  c->add_option("--coordinates", f.coordinates,
-                "of heun, midpoint and rk4: sigma (x / a over sigma) or time (x over t); default: the preset's");
-  c->add_option("--churn", f.churn, "EDM's S_churn: noise added before deterministic steps");
-  c->add_option("--churn-min", f.churn_low, "smallest sigma that churns");
-  c->add_option("--churn-max", f.churn_high, "largest sigma that churns");
-  c->add_option("--churn-noise", f.churn_noise, "EDM's S_noise");
-  c->add_option("--corrector-steps", f.corrector_steps, "Langevin steps before each step of euler_maruyama or reverse_diffusion");
-  c->add_option("--snr", f.snr, "signal-to-noise ratio of the corrector");
-  c->add_option("--langevin-steps", f.langevin_steps, "steps at each level of annealed_langevin");
-  c->add_option("--langevin-step", f.langevin_step, "their size at the lowest level");
-  c->add_flag("--denoise", f.denoise, "end annealed_langevin with the denoiser");
+  add_sampler_flags(*c, f.sampler, "--grid");
   c->add_option("--timesteps", f.options.timesteps, "T of ddpm, ddim and iddpm (1000); noise levels of ncsn (10)");
   c->add_option("--beta-first", f.options.beta_first, "first beta of ddpm and ddim (1e-4), beta_min of vp_sde and subvp_sde (0.1)");
   c->add_option("--beta-last", f.options.beta_last, "last beta of ddpm and ddim (0.02), beta_max of vp_sde and subvp_sde (20)");

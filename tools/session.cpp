@@ -19,20 +19,6 @@ namespace {
 
 constexpr int64_t kTokensAtOnce = 4096;  // in a validation forward: large enough to be fast, small enough for any machine
 
-
-std::unique_ptr<optim::Optimizer> make_optimizer(const ringzero::Optimizer& message) {
-  if (message.has_sgd()) {
-    const auto& m = message.sgd();
-    return optim::make_sgd({m.momentum(), m.nesterov(), m.weight_decay()});
-  }
-  if (message.has_adam()) {
-    const auto& m = message.adam();
-    return optim::make_adam({m.beta1(), m.beta2(), m.epsilon(), m.weight_decay(), false});
-  }
-  const auto& m = message.adamw();
-  return optim::make_adam({m.beta1(), m.beta2(), m.epsilon(), m.weight_decay(), true});
-}
-
 optim::Schedule make_schedule(const ringzero::Schedule& m, int64_t steps) {
   optim::Schedule s;
   s.kind = m.kind() == ringzero::Schedule::CONSTANT ? optim::Schedule::Kind::constant
@@ -71,10 +57,26 @@ bool sums_exactly(const ringzero::Job& job) { return job.sharding().reduction() 
 
 optim::MicroBatches micro_batches(const ringzero::Job& job) { return {job.training().batch(), std::max<int64_t>(1, job.training().micro_batch())}; }
 
+}  // namespace
+
+std::unique_ptr<optim::Optimizer> make_optimizer(const ringzero::Optimizer& message) {
+  if (message.has_sgd()) {
+    const auto& m = message.sgd();
+    return optim::make_sgd({m.momentum(), m.nesterov(), m.weight_decay()});
+  }
+  if (message.has_adam()) {
+    const auto& m = message.adam();
+    return optim::make_adam({m.beta1(), m.beta2(), m.epsilon(), m.weight_decay(), false});
+  }
+  const auto& m = message.adamw();
+  return optim::make_adam({m.beta1(), m.beta2(), m.epsilon(), m.weight_decay(), true});
+}
+
 optim::ShardingOptions sharding_options(const ringzero::Job& job, int rank, int ranks) {
   optim::ShardingOptions o;
   o.policy = optim::policy_of_stage(job.sharding().stage());
   o.precision = {dtype_of_precision(job.training().precision()), dtype_of_precision(job.sharding().reduce_dtype())};
+  RZ_CHECK(job.sharding().bucket_mb() >= 0, "a session with buckets of {} MiB: auto is chosen before (autotune.h)", job.sharding().bucket_mb());
   o.bucket_bytes = static_cast<int64_t>(job.sharding().bucket_mb() * (1 << 20));
   o.accumulation.micro_batches = job.training().accumulate();
   o.accumulation.reduce_every = job.sharding().reduce_every();
@@ -93,8 +95,6 @@ optim::ShardingOptions sharding_options(const ringzero::Job& job, int rank, int 
   if (job.experiment().slow_rank() == rank && !dry_run()) o.experiment.slow_factor = job.experiment().slow_factor();
   return o;
 }
-
-}  // namespace
 
 int threads_of(const ringzero::Job& job, const comm::Communicator& comm) {
   if (job.training().threads() > 0) return static_cast<int>(job.training().threads());
@@ -137,6 +137,7 @@ Session::Session(const ringzero::Job& job, std::unique_ptr<Task> task, comm::Com
 optim::StepResult Session::train_step(int64_t step) {
   const auto& t = job_.training();
   const models::SampleRange mine = models::sample_range(t.batch(), comm_.rank(), comm_.size());
+  meter_.begin_step();
   const trace::Attach attach(recorder_ ? &*recorder_ : nullptr);
   if (recorder_) recorder_->begin_step(step);
   const auto result = trainer_.step(step, [&](int64_t micro) {
@@ -174,7 +175,7 @@ double Session::evaluate() {
   sharded_.begin_step();
   // A fixed list of forwards, dealt round, and sums that do not depend on who did which: the loss of given weights does not
   // depend on the number of ranks.
-  const optim::MicroBatches list(samples, std::max<int64_t>(1, kTokensAtOnce / task_->items_per_sample()));
+  const optim::MicroBatches list(samples, samples_at_once(job_));
   optim::FixedSum loss;
   int64_t items = 0;
   // In lockstep: with sharded parameters every forward is collective, so all ranks run as many.

@@ -19,6 +19,9 @@ namespace rz::tools {
 // Compute threads of each rank: the job's, or the machine's cores over the ranks on it.
 int threads_of(const ringzero::Job& job, const comm::Communicator& comm);
 
+std::unique_ptr<optim::Optimizer> make_optimizer(const ringzero::Optimizer& message);
+// How `ranks` ranks share the job; `rank` is this one.
+optim::ShardingOptions sharding_options(const ringzero::Job& job, int rank, int ranks);
 // The links that the job emulates; nothing where it emulates none.
 std::optional<comm::NetworkSpec> network_of(const ringzero::Job& job);
 

@@ -25,8 +25,10 @@ class Task {
 
   // Loss of global samples [samples.begin, samples.end) of the batch of `step`, divided by the items of all `global_samples`.
   virtual optim::MicroLoss train_loss(int64_t step, models::SampleRange samples, int64_t global_samples) = 0;
-  // Items (tokens) in a sample.
+  // Items (tokens, images) in a sample, and what they and the loss are called.
   virtual int64_t items_per_sample() const = 0;
+  virtual const char* item_name() const { return "tokens"; }
+  virtual const char* loss_unit() const { return "nats per token"; }
 
   // How many held-out samples there are, and the loss of some of them, in one forward (nothing is recorded).
   virtual int64_t evaluation_samples() const = 0;
@@ -34,11 +36,17 @@ class Task {
 
   // Equal on ranks that hold the same data.
   virtual uint64_t data_digest() const = 0;
-  // What generation needs beside the weights, as JSON; kept in the run directory.
-  virtual std::string vocabulary_json() const = 0;
+  // What generation needs beside the weights, as JSON, and the name under which the run directory keeps it.
+  virtual std::string generation_json() const = 0;
+  virtual const char* generation_file() const { return "vocabulary.json"; }
 };
 
 // Loads the data and builds the model, without memory for its weights. ConfigError for what does not fit together.
 std::unique_ptr<Task> make_task(const ringzero::Job& job);
+// The same for models of images; in a dry run over images without contents.
+std::unique_ptr<Task> make_image_task(const ringzero::Job& job);
+
+// Samples that a validation forward takes at once.
+int64_t samples_at_once(const ringzero::Job& job);
 
 }  // namespace rz::tools

@@ -20,7 +20,9 @@
 #include "runtime/core/rank_context.h"
 #include "tools/agree.h"
 #include "tools/atomic_file.h"
+#include "tools/autotune.h"
 #include "tools/console.h"
+#include "tools/job_auto.h"
 #include "tools/job_file.h"
 #include "tools/language_task.h"
 #include "tools/loss_chart.h"
@@ -48,13 +50,14 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 class Run {
  public:
   Run(const ringzero::Job& job, const TrainOptions& options, comm::Communicator& comm)
-      : job_(job),
-        options_(options),
+      : options_(options),
         comm_(comm),
         speaker_(comm.rank() == 0),
-        baseline_bytes_(resident_bytes()),
         path_(options.out.empty() ? "runs/" + job.name() : options.out),
-        session_(job_, checked_task(), comm) {}
+        job_(with_bucket_chosen(job)),
+        baseline_bytes_(resident_bytes()),
+        session_(job_, checked_task(), comm),
+        items_(session_.task().item_name()) {}
 
   void execute() {
     {
@@ -81,6 +84,20 @@ class Run {
   }
 
  private:
+  // The job with a number for `bucket_mb: auto`: that of the run which is resumed, else what trial steps say.
+  ringzero::Job with_bucket_chosen(ringzero::Job job) {
+    if (job.sharding().bucket_mb() != kAuto) return job;
+    if (options_.resume) {
+      on_rank_zero(comm_, "sharding.bucket_mb: auto", [&] { tuned_.emplace().bucket_mb = load_job(RunDirectory::job_path(path_)).sharding().bucket_mb(); });
+      double& chosen = (tuned_ ? *tuned_ : tuned_.emplace()).bucket_mb;
+      comm_.broadcast(&chosen, 1, DType::f64, 0, {.name = "bucket size"}).wait();
+    } else {
+      tuned_ = tune_bucket(job, comm_);
+    }
+    job.mutable_sharding()->set_bucket_mb(tuned_->bucket_mb);
+    return job;
+  }
+
   std::unique_ptr<Task> checked_task() {
     check_batch(job_, comm_.size());
     RankContext::current()->set_threads(threads_of(job_, comm_));
@@ -110,17 +127,22 @@ class Run {
     } else {
       on_rank_zero(comm_, "run directory", [&] {
         directory_.emplace(RunDirectory::create(path_, text));
-        write_file_atomically(path_ + "/vocabulary.json", session_.task().vocabulary_json());
+        write_file_atomically(path_ + "/" + session_.task().generation_file(), session_.task().generation_json());
       });
       checkpoint::prepare_directory(files, saved, comm_);
     }
     if (!speaker_ || options_.json) return;
     const auto& t = job_.training();
-    fmt::print("{}: {} parameters, {} ranks x {} threads, stage {}, {} sequences of {} a step, {} steps{}\n", job_.name(),
-               format_quantity(static_cast<double>(session_.sharded().payload_elements())), comm_.size(), thread_count(), job_.sharding().stage(), t.batch(),
-               session_.task().items_per_sample(), t.steps(), first_step_ > 0 ? fmt::format(" (resumed after {})", first_step_) : "");
+    fmt::print("{}: {} parameters, {} ranks x {} threads, stage {}, {} {} a step, {} steps{}\n", job_.name(),
+               format_quantity(static_cast<double>(session_.sharded().payload_elements())), comm_.size(), thread_count(), job_.sharding().stage(),
+               t.batch() * session_.task().items_per_sample(), items_, t.steps(), first_step_ > 0 ? fmt::format(" (resumed after {})", first_step_) : "");
+    if (tuned_)
+      fmt::print("sharding.bucket_mb: auto is {}{}\n", tuned_->bucket_mb == 0 ? "0, a bucket for each unit" : fmt::format("{:g} MiB", tuned_->bucket_mb),
+                 tuned_->step_ms > 0 ? fmt::format(": {:.3f} ms a step simulated, {:.3f} with a bucket for each unit; chosen in {:.1f} s",
+                                                   tuned_->step_ms, tuned_->default_step_ms, tuned_->seconds)
+                                     : "");
     std::fflush(stdout);
-    progress_.emplace(first_step_, t.steps(), detect_terminal());
+    progress_.emplace(first_step_, t.steps(), detect_terminal(), items_);
   }
 
   void restore_loss_scaler(const checkpoint::CheckpointInfo& info) {
@@ -150,20 +172,21 @@ class Run {
     line["loss"] = last_.loss;
     line["grad_norm"] = last_.gradient_norm;
     line["lr"] = last_.learning_rate;
-    line["tokens"] = last_.items;
+    line[items_] = last_.items;
     line["step_ms"] = step_seconds_ * 1e3;
-    line["tokens_per_s"] = static_cast<double>(last_.items) / step_seconds_;
+    line[items_ + "_per_s"] = static_cast<double>(last_.items) / step_seconds_;
     if (scales_loss()) {
       line["loss_scale"] = last_.loss_scale;
       line["skipped"] = session_.trainer().loss_scaler().skipped_steps();  // so far
     }
     if (last_.repeats > 0) line["repeats"] = last_.repeats;
+    line["peak_bytes"] = by_category(session_.meter().memory().by_category);
     if (evaluated) line["val_loss"] = validation_loss_;
     directory_->append_metrics(line);
     curve_.push_back({done, last_.loss});
     if (!progress_) return;
     progress_->step(done, last_.loss, last_.items);
-    if (evaluated) progress_->line(fmt::format("step {}: validation loss {:.4f} nats per token", done, validation_loss_));
+    if (evaluated) progress_->line(fmt::format("step {}: validation loss {:.4f} {}", done, validation_loss_, session_.task().loss_unit()));
   }
 
   void save(int64_t done) {
@@ -193,19 +216,8 @@ class Run {
   void write_trace() {
     trace::Recorder* recorder = session_.recorder();
     if (recorder == nullptr) return;
-    recorder->collect();
     on_rank_zero(comm_, "trace directory", [&] { std::filesystem::create_directories(trace_directory(path_)); });
-    RankTrace t = rank_trace_of(*recorder);
-    t.rank = comm_.rank();
-    t.size = comm_.size();
-    t.threads = thread_count();
-    t.cores = static_cast<int>(std::thread::hardware_concurrency());
-    t.host = host_name();
-    t.clock_offset_ns = probe_.clock_offset_ns;
-    t.clock_error_ns = probe_.clock_error_ns;
-    t.probe = {probe_.latency_ns, probe_.bytes_per_s};
-    t.job_text = effective_text(job_);
-    tools::write_trace(trace_path(path_, comm_.rank()), t);
+    tools::write_trace(trace_path(path_, comm_.rank()), own_trace(*recorder, comm_, probe_, job_));
   }
 
   void finish(double wall_seconds) {
@@ -214,6 +226,7 @@ class Run {
     summary["ranks"] = comm_.size();
     summary["threads"] = thread_count();
     summary["stage"] = job_.sharding().stage();
+    if (tuned_) summary["bucket_mb_chosen"] = tuned_->bucket_mb;
     summary["precision"] = name(session_.sharded().options().precision.weights);
     if (scales_loss()) {
       summary["loss_scale"] = session_.trainer().loss_scaler().scale();
@@ -225,7 +238,7 @@ class Run {
     summary["final_loss"] = last_.loss;
     summary["val_loss"] = validation_loss_;
     summary["weights_digest"] = fmt::format("{:016x}", session_.sharded().weights_digest());
-    summary["tokens_per_s"] = training_seconds_ > 0 ? static_cast<double>(tokens_) / training_seconds_ : 0.0;
+    summary[items_ + "_per_s"] = training_seconds_ > 0 ? static_cast<double>(tokens_) / training_seconds_ : 0.0;
     summary["train_seconds"] = training_seconds_;
     summary["wall_seconds"] = wall_seconds;
     add_rank_summaries(summary, session_, comm_, baseline_bytes_);
@@ -239,8 +252,8 @@ class Run {
     }
     fmt::print("{}\n", draw_curve(curve_, "training loss", {60, 12, detect_terminal().utf8}));
     if (!sample.empty()) fmt::print("A sample:\n{}\n\n", sample);
-    fmt::print("validation loss {:.4f}, {} tokens/s, weights {}, peak memory of rank 0 {} bytes; run in {}\n", validation_loss_,
-               format_quantity(summary["tokens_per_s"].get<double>()), summary["weights_digest"].get<std::string>(),
+    fmt::print("validation loss {:.4f}, {} {}/s, weights {}, peak memory of rank 0 {} bytes; run in {}\n", validation_loss_,
+               format_quantity(summary[items_ + "_per_s"].get<double>()), items_, summary["weights_digest"].get<std::string>(),
                format_quantity(summary["peak_bytes"].get<double>()), path_);
   }
 
@@ -251,19 +264,21 @@ class Run {
     if (language == nullptr) return {};
     if (session_.optimizer().has_average()) session_.optimizer().swap_average();
     session_.sharded().begin_step();
-    std::string text = sample_text(language->transformer(), parse_vocabulary(session_.task().vocabulary_json(), path_), job_.sample(), job_.seed());
+    std::string text = sample_text(language->transformer(), parse_vocabulary(session_.task().generation_json(), path_), job_.sample(), job_.seed());
     session_.sharded().end_forward_only();
     if (session_.optimizer().has_average()) session_.optimizer().swap_average();
     return text;
   }
 
-  ringzero::Job job_;
   TrainOptions options_;
   comm::Communicator& comm_;
   bool speaker_;
-  int64_t baseline_bytes_;
   std::string path_;
+  std::optional<TunedBucket> tuned_;
+  ringzero::Job job_;
+  int64_t baseline_bytes_;
   Session session_;
+  std::string items_;
 
   std::optional<RunDirectory> directory_;
   std::optional<Progress> progress_;

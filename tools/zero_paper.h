@@ -14,7 +14,6 @@ struct StateBytes {
   double optimizer = 12;
 };
 inline constexpr StateBytes kMixedAdam{2, 2, 12};
-inline constexpr StateBytes kFloat32Adam{4, 4, 8};
 
 // Bytes of model states on each of `ranks`, per parameter.
 double state_bytes_per_parameter(const StateBytes& bytes, int64_t stage, double ranks);

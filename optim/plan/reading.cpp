@@ -1,5 +1,7 @@
 #include "optim/plan/reading.h"
 
+#include "runtime/core/rank_context.h"
+
 namespace rz::optim {
 
 MemoryReading read_memory(const MemoryTracker& tracker) {
@@ -27,6 +29,8 @@ uint64_t StepTraffic::sent_bytes() const {
   return sum - scalar_bytes;
 }
 
+void StepMeter::begin_step() { RankContext::current()->memory().begin_window(); }
+
 void StepMeter::end_step() {
   const comm::WireStats now = model_.exchanged();
   for (size_t k = 0; k < last_.by_kind.size(); ++k) last_.by_kind[k] = now.payload[k] - before_.payload[k];
@@ -36,6 +40,9 @@ void StepMeter::end_step() {
   ++steps_;
   sent_bytes_ += last_.sent_bytes();
   scalar_bytes_ += last_.scalar_bytes;
+  const MemoryPeak peak = RankContext::current()->memory().window_peak();
+  if (peak.by_category != memory_.by_category) memory_constant_since_ = steps_;
+  memory_ = peak;
 }
 
 void StepMeter::finish() {

@@ -40,11 +40,13 @@ struct StepTraffic {
   uint64_t sent_bytes() const;                                    // without scalars
 };
 
-// Adds up what steps send and receive. A step's share runs from the end of one gradient exchange to the end of the next, when
-// nothing is on its way: the publication of a step is counted with the step after it.
+// Adds up what steps send and receive, and keeps the last one's memory. A step's share of the wire runs from the end of one gradient
+// exchange to the end of the next, when nothing is on its way: the publication of a step is counted with the step after it.
 class StepMeter {
  public:
   explicit StepMeter(ShardedModel& model) : model_(model), before_(model.exchanged()), scalars_before_(model.scalar_bytes_sent()) {}
+  // Before each step: its memory is the window of this rank's tracker.
+  void begin_step();
   // After each step.
   void end_step();
   // After the last: its publication joins it. COLLECTIVE.
@@ -67,12 +69,17 @@ class StepMeter {
   // Sent in all steps together, without scalars.
   uint64_t sent_bytes() const { return sent_bytes_; }
   uint64_t scalar_bytes() const { return scalar_bytes_; }
+  // Peaks of the last step, and the first of the steps (counted from 1) since which every category's peak has been the same to the byte.
+  const MemoryPeak& memory() const { return memory_; }
+  int64_t memory_constant_since() const { return memory_constant_since_; }
 
  private:
   ShardedModel& model_;
   comm::WireStats before_;
   uint64_t scalars_before_;
   StepTraffic last_;
+  MemoryPeak memory_;
+  int64_t memory_constant_since_ = 0;
   int64_t steps_ = 0;
   uint64_t sent_bytes_ = 0;
   uint64_t scalar_bytes_ = 0;

@@ -21,7 +21,7 @@ void ExactGradients::zero_all() {
   if (!dry_run()) std::memset(sums_->data(), 0, sums_->size_bytes());
 }
 
-void ExactGradients::add(const std::shared_ptr<Storage>& gradients, const std::vector<char>& contributed) {
+void ExactGradients::add(const std::shared_ptr<Storage>& gradients, DType dtype, const std::vector<char>& contributed) {
   const bool partial = !std::ranges::all_of(contributed, [](char c) { return c != 0; });
   bool accumulate = have_sums_;
   if (!have_sums_) {
@@ -40,7 +40,7 @@ void ExactGradients::add(const std::shared_ptr<Storage>& gradients, const std::v
     if (!contributed[e]) continue;
     const Shape flat{entry.parameter->numel()};
     Tensor sums = Tensor::over(sums_, flat, DType::i64, entry.offset);
-    const Tensor gradient = Tensor::over(gradients, flat, DType::f32, entry.offset);
+    const Tensor gradient = Tensor::over(gradients, flat, dtype, entry.offset);
     const size_t p = parameters_[e];
     grids_.note_magnitude(p, backend(sums.device()).fixed_point->add_fixed(gradient, grids_.grid(p), sums, accumulate));
   }

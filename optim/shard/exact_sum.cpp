@@ -54,7 +54,7 @@ GradientGrids::GradientGrids(const std::vector<nn::Parameter*>& parameters, int6
 
 void GradientGrids::begin_attempt() { std::ranges::fill(magnitudes_, 0); }
 
-bool GradientGrids::agree(comm::Communicator& comm, int64_t step, bool loss_is_bad) {
+GradientGrids::Verdict GradientGrids::agree(comm::Communicator& comm, int64_t step, bool loss_is_bad, bool may_skip) {
   magnitudes_.push_back(loss_is_bad ? 1 : 0);
   comm.all_reduce(magnitudes_.data(), magnitudes_.size(), DType::i32, comm::ReduceOp::max, {.name = "gradient magnitudes"}).wait();
   const bool bad_loss = magnitudes_.back() != 0;
@@ -71,14 +71,18 @@ bool GradientGrids::agree(comm::Communicator& comm, int64_t step, bool loss_is_b
                                 std::bit_cast<float>(magnitudes_[p]));
     beyond |= exponent > exponents_[p] + kGrowthBits;
   }
-  RZ_CHECK(unsummable.empty(), "step {}: gradients are not finite, or their sum may exceed float32: {}", step, unsummable);
-  if (!beyond) return true;
+  if (!unsummable.empty()) {
+    RZ_CHECK(may_skip, "step {}: gradients are not finite, or their sum may exceed float32: {}", step, unsummable);
+    repeated_ = false;
+    return Verdict::overflow;
+  }
+  if (!beyond) return Verdict::exact;
   RZ_CHECK(!repeated_,
            "step {} computed twice gave different gradients: exact sums need a forward that depends on the step and the samples alone", step);
   repeated_ = true;
   for (size_t p = 0; p < parameters_.size(); ++p)
     if (magnitudes_[p] != 0) exponents_[p] = std::max(exponents_[p], exponent_of_bits(magnitudes_[p]));
-  return false;
+  return Verdict::repeat;
 }
 
 void GradientGrids::end_step() {

@@ -53,13 +53,18 @@ class GradientGrids {
 
   // A new step or another attempt at it.
   void begin_attempt();
-  // After the attempt's last gradient. True: the sums are exact. False: on every rank, exponents were raised; compute the step again.
-  // rz::Error on every rank, naming parameters, for gradients that are not finite or whose sum might not be; or when a rank says
-  // that its loss is bad; or when a repeated attempt goes beyond its grids again, so that it computed something else. COLLECTIVE.
-  bool agree(comm::Communicator& comm, int64_t step, bool loss_is_bad);
-  // After agree(): sums of this step's gradients are at most 2^bound in magnitude.
+  enum class Verdict {
+    exact,     // the sums are
+    repeat,    // exponents were raised: compute the step again
+    overflow,  // gradients are not finite, or their sum might not be: the step can only be skipped
+  };
+  // After the attempt's last gradient: the same verdict on every rank. rz::Error on every rank, naming parameters, for an overflow
+  // unless it may be skipped; or when a rank says that its loss is bad; or when a repeated attempt goes beyond its grids again, so
+  // that it computed something else. COLLECTIVE.
+  Verdict agree(comm::Communicator& comm, int64_t step, bool loss_is_bad, bool may_skip = false);
+  // After agree() found the sums exact: those of this step's gradients are at most 2^bound in magnitude.
   int sum_bound(size_t parameter) const { return exponent_of_bits(magnitudes_[parameter]) + micro_batch_bits_; }
-  // Ends the step: exponents for the next.
+  // Ends a step whose sums were exact: exponents for the next. One that overflowed tells nothing, and leaves them as they were.
   void end_step();
 
   // Training state: with it a continued run takes the same bits as one that was never stopped. Without, its first step is computed twice.

@@ -32,8 +32,8 @@ ShardedModel::ShardedModel(nn::Module& model, comm::Communicator& comm, const Sh
   RZ_CHECK(options.prefetch >= 0 && options.units_in_reduction >= 1, "prefetch {} and {} units in reduction", options.prefetch,
            options.units_in_reduction);
   options.precision.check();
-  RZ_CONFIG_CHECK(options.exact_micro_batches == 0 || !options.precision.mixed(), "exact sums need float32 training, not {}",
-                  name(options.precision.weights));
+  RZ_CONFIG_CHECK(options.exact_micro_batches == 0 || options.precision.reduce == DType::f32,
+                  "exact sums travel as integers, not in {}; leave the type of the reduction f32", name(options.precision.reduce));
   model.set_dtype(options.precision.weights);
   if (options.exact_micro_batches > 0) exact_ = std::make_unique<GradientGrids>(model.parameters(), options.exact_micro_batches);
   for (BucketPlan& plan : plan_buckets(model, options.bucket_bytes)) {

@@ -120,6 +120,8 @@ class ShardedModel final : public nn::UnitObserver, public autograd::GradientSin
 
   int64_t payload_elements() const;
   int64_t padded_elements() const;
+  // Of all weights, in their own type, with padding.
+  int64_t payload_bytes() const { return padded_elements() * static_cast<int64_t>(size_bytes(options_.precision.weights)); }
 
   // nn::UnitObserver
   Tensor run(nn::Module& unit, std::vector<Tensor> inputs, const nn::UnitForward& forward) override;

@@ -151,7 +151,7 @@ bool ShardedUnit::entry_ready(size_t index) {
 
 void ShardedUnit::fold(bool counts) {
   if (!exact_ || gradients_state_ != GradientsState::accumulating) return;
-  if (counts) exact_->add(gradients_, contributed_);
+  if (counts) exact_->add(gradients_, precision_.weights, contributed_);
   gradients_->release();
   std::ranges::fill(contributed_, 0);
   gradients_state_ = GradientsState::empty;

@@ -60,6 +60,17 @@ void MemoryTracker::reset_peaks() {
   raise_peaks();
 }
 
+void MemoryTracker::begin_window() {
+  std::lock_guard lock(mutex_);
+  window_ = {};
+  raise_peaks();
+}
+
+MemoryPeak MemoryTracker::window_peak() const {
+  std::lock_guard lock(mutex_);
+  return window_;
+}
+
 int64_t MemoryTracker::unaccounted_bytes() const {
   std::lock_guard lock(mutex_);
   int64_t sum = 0;
@@ -144,6 +155,7 @@ void MemoryTracker::on_release(const Storage& storage, int64_t bytes) noexcept {
 
 void MemoryTracker::raise_peaks() {
   raise(peak_, current_, current_total_);
+  raise(window_, current_, current_total_);
   raise(phase_peak_[static_cast<size_t>(phase_)], current_, current_total_);
 }
 

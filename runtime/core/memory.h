@@ -1,7 +1,7 @@
 // The ledger: every byte that ringzero holds belongs to exactly one category, counted where it is allocated (decision D2).
 //
 // * One MemoryTracker per rank. A Storage remembers its tracker, so a byte freed on any thread is credited to its rank.
-// * Current and peak bytes per category, over all and per phase; `live()` lists who holds what.
+// * Current and peak bytes per category, over all, per phase and over a window of the caller's; `live()` lists who holds what.
 // * Thread-safe: all members lock. Counting costs a lock per allocation, not per access.
 #pragma once
 
@@ -59,6 +59,9 @@ class MemoryTracker {
   MemoryPeak peak(Phase phase) const;
   // Peaks start again from the current bytes.
   void reset_peaks();
+  // Peaks since the last begin_window(), such as those of a step; the others go on.
+  void begin_window();
+  MemoryPeak window_peak() const;
 
   // Sum over categories against the allocator's own count of this tracker's bytes: always 0 (the self-check of the ledger).
   int64_t unaccounted_bytes() const;
@@ -88,6 +91,7 @@ class MemoryTracker {
   int64_t limit_ = 0;
   Phase phase_ = Phase::init;
   MemoryPeak peak_;
+  MemoryPeak window_;
   std::array<MemoryPeak, kPhases> phase_peak_;
   std::set<const Storage*> live_;
 };

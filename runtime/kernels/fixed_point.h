@@ -1,4 +1,4 @@
-// Order-independent sums: float32 numbers as 64-bit integers on a common grid, and their squares as 128-bit ones. Integers can be
+// Order-independent sums: floating-point numbers as 64-bit integers on a common grid, and squares as 128-bit ones. Integers can be
 // added in any order by anybody; only the step onto the grid and the step back round.
 #pragma once
 
@@ -19,7 +19,7 @@ class FixedPointKernels {
  public:
   virtual ~FixedPointKernels() = default;
 
-  // sums (i64) (+)= x / 2^grid, each element rounded to the nearest integer, halves away from zero. Returns the largest
+  // sums (i64) (+)= x (f32, bf16 or f16) / 2^grid, each element rounded to the nearest integer, halves away from zero. Returns the largest
   // magnitude |x[i]| as the bits of a float32: as integers NaN > infinity > finite numbers. Elements of 2^(grid + 62) or more
   // do not fit: their sums mean nothing, which the caller sees by the magnitude. Both flat and contiguous.
   virtual int32_t add_fixed(const Tensor& x, int grid, Tensor& sums, bool accumulate) = 0;

@@ -36,6 +36,27 @@ TEST(FixedPoint, AddsTheNearestUnits) {
   }
 }
 
+TEST(FixedPoint, SixteenBitNumbersAreAddedAsTheFloatsTheyAre) {
+  constexpr int64_t kCount = 5003;
+  const Random random(3, "fixed point", 0, 0);
+  std::vector<float> values(kCount);
+  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(std::ldexp(random.normal(i), static_cast<int>(i % 24) - 12));
+  for (const DType dtype : {DType::bf16, DType::f16}) {
+    Tensor narrow = Tensor::zeros({kCount}, dtype), wide = Tensor::zeros({kCount});
+    backend(Device{}).elementwise->copy(Tensor::of({kCount}, values), narrow);
+    backend(Device{}).elementwise->copy(narrow, wide);
+    Tensor expected = Tensor::zeros({kCount}, DType::i64), sums = Tensor::zeros({kCount}, DType::i64);
+    for (const bool accumulate : {false, true})
+      EXPECT_EQ(kernels().add_fixed(narrow, -40, sums, accumulate), kernels().add_fixed(wide, -40, expected, accumulate));
+    EXPECT_EQ(sums.to_vector<int64_t>(), expected.to_vector<int64_t>()) << name(dtype);
+    Tensor one = narrow.view_slice(0, 41, 42);
+    backend(Device{}).elementwise->copy(Tensor::full({1}, INFINITY), one);
+    EXPECT_EQ(exponent_of_bits(kernels().add_fixed(narrow, -40, sums, false)), 129);
+  }
+  Tensor sums = Tensor::zeros({4}, DType::i64);
+  EXPECT_THROW(kernels().add_fixed(Tensor::zeros({4}, DType::f64), -40, sums, false), Error);
+}
+
 TEST(FixedPoint, TheLargestMagnitudeShowsWhatIsNotFinite) {
   for (const float odd : {INFINITY, -INFINITY, NAN, -NAN}) {
     std::vector<float> values(100, 3.0f);

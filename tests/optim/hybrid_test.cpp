@@ -3,9 +3,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <map>
 #include <mutex>
 
+#include "runtime/autograd/engine.h"
 #include "runtime/core/rank_context.h"
 #include "tests/optim/awkward_model.h"
 #include "tests/optim/sharded_fixture.h"
@@ -31,8 +33,11 @@ class EveryGrouping : public ::testing::TestWithParam<Grouping> {
   }
 };
 // Shards that the number of groups divides, so that bytes have closed forms; three ranks and more on one axis show orders.
-INSTANTIATE_TEST_SUITE_P(Groups, EveryGrouping,
-                         ::testing::Values(Grouping{2, 1}, Grouping{4, 2}, Grouping{6, 3}, Grouping{8, 2}, Grouping{4, 1}));
+std::vector<Grouping> groupings() {
+  if (testing::kSanitized) return {{4, 2}};
+  return {{2, 1}, {4, 2}, {6, 3}, {8, 2}, {4, 1}};
+}
+INSTANTIATE_TEST_SUITE_P(Groups, EveryGrouping, ::testing::ValuesIn(groupings()));
 
 TEST_P(EveryGrouping, StagesGiveTheSameBits) {
   for (const comm::Order order : {comm::Order::ring, comm::Order::ordered}) {
@@ -58,6 +63,62 @@ TEST_P(EveryGrouping, RankOrderedSumsDoNotDependOnBuckets) {
     s.bucket_bytes = bucket_bytes;
     s.stage = 2;
     EXPECT_EQ(train_gpt(s)[0], reference[0]) << bucket_bytes;
+  }
+}
+
+TEST_P(EveryGrouping, StagesGiveTheSameBitsInSixteenBits) {
+  for (const Precision& precision : sixteen_bit_precisions()) {
+    for (const comm::Order order : {comm::Order::ring, comm::Order::ordered}) {
+      RunSettings s = settings();
+      s.order = order;
+      s.precision = precision;
+      s.scaling = {.enabled = precision.weights == DType::f16, .initial = 1024};
+      s.accumulation = {2, order == comm::Order::ring};
+      s.batch = 17;
+      const auto reference = train_gpt(s);
+      EXPECT_TRUE(reference[0].skipped.empty());
+      for (int stage = 0; stage < 4; ++stage) {
+        s.stage = stage;
+        for (const Trace& trace : train_gpt(s))
+          EXPECT_EQ(trace, reference[0]) << name(precision.weights) << " reduced in " << name(precision.reduce) << " stage " << stage << " order "
+                                         << comm::name(order);
+      }
+    }
+  }
+}
+
+TEST(Hybrid, AnOverflowInOneGroupIsSkippedInAll) {
+  for (int stage = 0; stage < 4; ++stage) {
+    RunSettings s;
+    s.ranks = 4;
+    s.group_size = 2;
+    s.stage = stage;
+    s.steps = 5;
+    s.precision.weights = DType::f16;
+    s.scaling = {.enabled = true, .initial = 256};
+    testing::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
+      models::Transformer gpt(tiny_gpt());
+      gpt.set_dtype(DType::f16);
+      bool overflows = false;
+      autograd::register_hook(gpt.parameter("blocks.1.mlp.up.weight").value, [&](const Tensor& grad) {
+        if (overflows) grad.data<f16>()[13] = f16(std::numeric_limits<float>::infinity());
+        return grad;
+      });
+      std::vector<uint64_t> digests;
+      const Trace trace = train_on(
+          comm, gpt, s,
+          [&](int64_t step, int64_t first, int64_t count) {
+            overflows = step == 2 && comm.rank() == 3;
+            return gpt_loss(gpt, s, step, first, count);
+          },
+          [&](ShardedModel& model, ShardedOptimizer&, int64_t) {
+            model.check_replicas();
+            digests.push_back(model.weights_digest());
+          });
+      EXPECT_THAT(trace.skipped, ::testing::ElementsAre(2)) << "stage " << stage << " rank " << comm.rank();
+      EXPECT_EQ(digests[1], digests[2]);
+      EXPECT_NE(digests[2], digests[3]);
+    });
   }
 }
 
@@ -89,6 +150,55 @@ TEST(Hybrid, AwkwardModelsAgreeAcrossStages) {
       if (stage == 0) reference = trace;
       EXPECT_EQ(trace, reference) << "stage " << stage;
     });
+  }
+}
+
+// 2 + 2 + 12 bytes, sharded over the group. With r bytes per element of the reduction: (k-1)/k r in the group and 2 (G-1)/G r/k
+// across; weights travel as 2 bytes, and in the group alone.
+TEST_P(EveryGrouping, SixteenBitStatesAndWireBytesEqualTheClosedForms) {
+  const auto k = static_cast<uint64_t>(GetParam().size);
+  const uint64_t groups = static_cast<uint64_t>(GetParam().ranks) / k;
+  for (const Precision& precision : sixteen_bit_precisions()) {
+    for (int stage = 0; stage < 4; ++stage) {
+      RunSettings s = settings();
+      s.stage = stage;
+      s.steps = 3;
+      s.precision = precision;
+      s.scaling = {.enabled = precision.weights == DType::f16, .initial = 1024};
+      testing::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
+        models::Transformer gpt(tiny_gpt());
+        comm::WireStats before;
+        train_on(
+            comm, gpt, s, [&](auto... a) { return gpt_loss(gpt, s, a...); },
+            [&](ShardedModel& model, ShardedOptimizer&, int64_t step) {
+              const auto& memory = RankContext::current()->memory();
+              const int64_t p = model.padded_elements();
+              const int64_t shard = p / GetParam().size;
+              EXPECT_EQ(memory.current_bytes(Category::parameter), 2 * (stage == 3 ? shard : p));
+              EXPECT_EQ(memory.current_bytes(Category::gradient), 2 * (stage >= 2 ? shard : p));
+              EXPECT_EQ(memory.current_bytes(Category::optimizer_state), 12 * (stage >= 1 ? shard : p));
+
+              model.settle();
+              const comm::WireStats now = comm.wire_stats();
+              uint64_t sent = 0;
+              for (const auto kind : {comm::CollectiveKind::reduce_scatter, comm::CollectiveKind::all_gather, comm::CollectiveKind::all_reduce})
+                sent += now.of(kind).sent_bytes - before.of(kind).sent_bytes;
+              uint64_t outer = 0, inner = 0;
+              for (const auto& unit : model.units())
+                (unit->outermost() ? outer : inner) += static_cast<uint64_t>(unit->layout().padded_elements());
+              const uint64_t r = size_bytes(precision.reduce);
+              // Stage 0 gathers the reduced gradients, in their type; the others weights.
+              const uint64_t gathered = stage == 0 ? r * (outer + inner) : 2 * (stage == 3 ? outer + 2 * inner : outer + inner);
+              const uint64_t in_group = (r * (outer + inner) + gathered) / k * (k - 1);
+              const uint64_t across = 2 * (r * (outer + inner) / k) / groups * (groups - 1);
+              // And the three scalars of a step; before the first one the groups were made.
+              if (step > 0) {
+                EXPECT_LE(sent - in_group - across, 2 * 3 * sizeof(double)) << "stage " << stage << " reduced in " << name(precision.reduce);
+              }
+              before = now;
+            });
+      });
+    }
   }
 }
 

@@ -11,9 +11,6 @@
 namespace rz::optim {
 namespace {
 
-constexpr Precision kPrecisions[] = {
-    {DType::bf16, DType::f32}, {DType::bf16, DType::bf16}, {DType::f16, DType::f32}, {DType::f16, DType::f16}};
-
 std::string text(const Precision& p) { return fmt::format("{} reduced in {}", name(p.weights), name(p.reduce)); }
 
 RunSettings settings(const Precision& precision, int ranks) {
@@ -26,10 +23,10 @@ RunSettings settings(const Precision& precision, int ranks) {
 }
 
 class MixedRanks : public ::testing::TestWithParam<int> {};
-INSTANTIATE_TEST_SUITE_P(Ranks, MixedRanks, ::testing::Values(1, 2, 3, 4, 5, 7));
+INSTANTIATE_TEST_SUITE_P(Ranks, MixedRanks, ::testing::ValuesIn(testing::rank_counts()));
 
 TEST_P(MixedRanks, StagesGiveTheSameBits) {
-  for (const Precision& precision : kPrecisions) {
+  for (const Precision& precision : sixteen_bit_precisions()) {
     for (const comm::Order order : {comm::Order::ring, comm::Order::ordered}) {
       RunSettings s = settings(precision, GetParam());
       s.order = order;
@@ -45,7 +42,7 @@ TEST_P(MixedRanks, StagesGiveTheSameBits) {
 }
 
 TEST_P(MixedRanks, StagesGiveTheSameBitsWithAccumulation) {
-  for (const Precision& precision : kPrecisions) {
+  for (const Precision& precision : sixteen_bit_precisions()) {
     for (const bool reduce_every : {false, true}) {
       RunSettings s = settings(precision, GetParam());
       s.accumulation = {2, reduce_every};
@@ -59,7 +56,7 @@ TEST_P(MixedRanks, StagesGiveTheSameBitsWithAccumulation) {
 }
 
 TEST(Mixed, RankOrderedSumsDoNotDependOnBuckets) {
-  for (const Precision& precision : kPrecisions) {
+  for (const Precision& precision : sixteen_bit_precisions()) {
     RunSettings s = settings(precision, 3);
     s.order = comm::Order::ordered;
     const auto reference = train_gpt(s);
@@ -93,7 +90,7 @@ TEST(Mixed, RecomputationAndPrefetchChangeNoBit) {
 TEST(Mixed, BitsDependOnThePrecisionAndOnTheTypeOfTheReduction) {
   // The negative control of the tests above: they would also pass if every setting computed in float32.
   std::vector<uint64_t> digests = {train_gpt(settings({}, 3))[0].digest};
-  for (const Precision& precision : kPrecisions) digests.push_back(train_gpt(settings(precision, 3))[0].digest);
+  for (const Precision& precision : sixteen_bit_precisions()) digests.push_back(train_gpt(settings(precision, 3))[0].digest);
   for (size_t i = 0; i < digests.size(); ++i)
     for (size_t j = 0; j < i; ++j) EXPECT_NE(digests[i], digests[j]) << i << " and " << j;
 }
@@ -101,7 +98,7 @@ TEST(Mixed, BitsDependOnThePrecisionAndOnTheTypeOfTheReduction) {
 // 2 + 2 + 12 bytes on padded sizes, exactly: float32 master weights and Adam's two moments are the optimizer's state.
 TEST_P(MixedRanks, StateBytesEqualTheClosedForms) {
   const int ranks = GetParam();
-  for (const Precision& precision : kPrecisions) {
+  for (const Precision& precision : sixteen_bit_precisions()) {
     for (int stage = 0; stage < 4; ++stage) {
       RunSettings s = settings(precision, ranks);
       s.stage = stage;
@@ -133,7 +130,7 @@ TEST_P(MixedRanks, StateBytesEqualTheClosedForms) {
 TEST_P(MixedRanks, WireBytesEqualTheClosedForms) {
   const int ranks = GetParam();
   const auto n = static_cast<uint64_t>(ranks);
-  for (const Precision& precision : kPrecisions) {
+  for (const Precision& precision : sixteen_bit_precisions()) {
     for (int stage = 0; stage < 4; ++stage) {
       RunSettings s = settings(precision, ranks);
       s.stage = stage;
@@ -166,7 +163,7 @@ TEST_P(MixedRanks, WireBytesEqualTheClosedForms) {
 }
 
 TEST(Mixed, EveryCategoryPeakIsConstantAfterTheSecondStep) {
-  for (const Precision& precision : kPrecisions) {
+  for (const Precision& precision : sixteen_bit_precisions()) {
     for (int stage = 0; stage < 4; ++stage) {
       RunSettings s = settings(precision, 3);
       s.stage = stage;
@@ -210,7 +207,7 @@ double memorized_loss(const Precision& precision) {
 TEST(Mixed, LearnsLikeFloat32) {
   const double reference = memorized_loss({});
   EXPECT_LT(reference, 0.2);  // from ln 11 = 2.4
-  for (const Precision& precision : kPrecisions) {
+  for (const Precision& precision : sixteen_bit_precisions()) {
     const double loss = memorized_loss(precision);
     RecordProperty(text(precision), fmt::format("{:.4f} (float32 {:.4f})", loss, reference));
     // Measured: within 0.001.

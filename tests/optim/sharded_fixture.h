@@ -48,6 +48,12 @@ struct RunSettings {
   Schedule schedule = test_schedule();
 };
 
+// 16-bit training with either type of the reduction; under sanitizers two of the four.
+inline std::vector<Precision> sixteen_bit_precisions() {
+  if (testing::kSanitized) return {{DType::bf16, DType::f32}, {DType::f16, DType::f16}};
+  return {{DType::bf16, DType::f32}, {DType::bf16, DType::bf16}, {DType::f16, DType::f32}, {DType::f16, DType::f16}};
+}
+
 inline models::TransformerConfig tiny_gpt() {
   models::TransformerConfig c;
   c.layers = 3;

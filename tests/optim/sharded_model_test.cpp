@@ -19,7 +19,7 @@ using ::testing::HasSubstr;
 class EveryRankCount : public ::testing::TestWithParam<int> {};
 
 // Two ranks cannot reveal an order of sums (a + b = b + a): 3, 4, 5 and 7 can.
-INSTANTIATE_TEST_SUITE_P(Ranks, EveryRankCount, ::testing::Values(1, 2, 3, 4, 5, 7));
+INSTANTIATE_TEST_SUITE_P(Ranks, EveryRankCount, ::testing::ValuesIn(testing::rank_counts()));
 
 TEST_P(EveryRankCount, StagesGiveTheSameBits) {
   for (const comm::Order order : {comm::Order::ring, comm::Order::ordered}) {

@@ -21,4 +21,22 @@ std::vector<std::string> errors_on_ranks(int ranks, const comm::LaunchOptions& o
                                          const std::function<void(comm::Communicator&)>& body,
                                          std::shared_ptr<comm::ThreadHub> hub = nullptr);
 
+// Whole training runs are swept over fewer settings under sanitizers, which are there for bad memory and races, not for bits and bytes.
+#ifdef RZ_SANITIZE
+inline constexpr bool kSanitized = true;
+#else
+inline constexpr bool kSanitized = false;
+#endif
+
+// The numbers of ranks of such a sweep. Seven have empty shards, which shows bad memory best; three show races as well as seven.
+inline std::vector<int> rank_counts() {
+#if defined(RZ_TSAN)
+  return {3};
+#elif defined(RZ_ASAN)
+  return {3, 7};
+#else
+  return {1, 2, 3, 4, 5, 7};
+#endif
+}
+
 }  // namespace rz::testing

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "runtime/core/error.h"
+#include "tools/job_auto.h"
 
 namespace rz::tools {
 namespace {
@@ -39,6 +40,30 @@ void expect_round_trip(const ringzero::Job& job) {
   const auto again = parse_job(text, "other-name.textproto");
   EXPECT_TRUE(MessageDifferencer::Equals(job, again)) << text;
   EXPECT_EQ(effective_text(again), text);
+}
+
+TEST(JobFile, AutoStandsForTheNumberThatARunChooses) {
+  const auto bucket = [](const std::string& text, const std::vector<std::string>& overrides = {}) {
+    const auto job = parse_job(kSmallest + text, "j.txt", overrides);
+    expect_round_trip(job);
+    EXPECT_EQ(effective_text(job).find("bucket_mb: auto") != std::string::npos, job.sharding().bucket_mb() == kAuto) << text;
+    return job.sharding().bucket_mb();
+  };
+  EXPECT_EQ(bucket("sharding { bucket_mb: auto }"), kAuto);
+  EXPECT_EQ(bucket("sharding{bucket_mb:auto prefetch: 2}"), kAuto);
+  EXPECT_EQ(bucket("sharding { bucket_mb # how large\n :\tauto}"), kAuto);
+  EXPECT_EQ(bucket("sharding { bucket_mb: 2.5 }"), 2.5);
+  EXPECT_EQ(bucket("", {"sharding.bucket_mb=auto"}), kAuto);
+  EXPECT_EQ(bucket("", {"sharding={bucket_mb: auto}"}), kAuto);
+  EXPECT_EQ(bucket("sharding { bucket_mb: auto }", {"sharding.bucket_mb=3"}), 3);
+  // Text and comments are not touched.
+  EXPECT_EQ(parse_job("name: 'bucket_mb: auto' # bucket_mb: auto\n" + std::string(kSmallest), "j.txt").name(), "bucket_mb: auto");
+  // Places of errors stay, and the word is for this field alone.
+  EXPECT_THAT(error_of("transformer {}\ntext {}\nsharding { bucket_mb: auto stage: 7 }"), HasSubstr("j.txt:3:28"));
+  EXPECT_THAT(error_of("transformer {}\ntext {}\nsharding { bucket_mb: automatic }"), HasSubstr("a number or auto"));
+  EXPECT_THAT(error_of("transformer {}\ntext {}\nsharding { prefetch_mb: auto }"), HasSubstr("valid: a number"));
+  EXPECT_THAT(error_of(std::string(kSmallest) + "sharding { bucket_mb: -2 }"), HasSubstr("-2"));
+  EXPECT_THAT(error_of(kSmallest, {"sharding.prefetch_mb=auto"}), HasSubstr("'auto' does not fit"));
 }
 
 TEST(JobFile, DefaultsAreFilledIn) {

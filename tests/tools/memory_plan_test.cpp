@@ -2,7 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <chrono>
+#include <ctime>
 #include <filesystem>
 #include <fstream>
 
@@ -11,6 +11,8 @@
 #include "tools/job_file.h"
 #include "tools/memory_chart.h"
 #include "tools/memory_fit.h"
+#include "tools/state_form.h"
+#include "tools/zero_paper.h"
 #include "tools/train.h"
 
 namespace rz::tools {
@@ -68,7 +70,8 @@ TEST_F(MemoryPlan, PredictsARunToTheByte) {
 TEST_F(MemoryPlan, PredictsEveryModeToTheByte) {
   const std::vector<std::vector<std::string>> modes = {
       {"sharding.group_size=2"},    {"training.precision=BF16"},  {"training.precision=F16"}, {"sharding.reduction=EXACT"},
-      {"sharding.reduction=ORDERED"}, {"training.recompute=FULL"}, {"training.precision=BF16", "sharding.group_size=2"}};
+      {"sharding.reduction=ORDERED"}, {"training.recompute=FULL"}, {"training.precision=BF16", "sharding.group_size=2"},
+      {"training.precision=F16", "sharding.reduction=EXACT", "sharding.group_size=2"}};
   for (const auto& mode : modes) {
     for (const int64_t stage : {0, 2, 3}) {
       SCOPED_TRACE(fmt::format("{} stage {}", fmt::join(mode, " "), stage));
@@ -87,6 +90,39 @@ TEST_F(MemoryPlan, PredictsEveryModeToTheByte) {
   }
 }
 
+TEST_F(MemoryPlan, StatesEqualTheClosedFormOfEveryJob) {
+  const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
+      // at stage 2
+      {{}, "4 P + 16 P/N"},  // Adam with an average of the weights
+      {{"training.ema_decay=0"}, "4 P + 12 P/N"},
+      {{"training.ema_decay=0", "training.precision=BF16"}, "2 P + 14 P/N"},
+      {{"training.ema_decay=0", "optimizer.sgd={}"}, "4 P + 4 P/N"},
+      {{"training.ema_decay=0", "optimizer.sgd.momentum=0.9", "training.precision=F16"}, "2 P + 10 P/N"},
+      {{"training.ema_decay=0", "sharding.group_size=2"}, "4 P + 12 P/k"},
+      {{"training.ema_decay=0", "sharding.reduce_every=true"}, "4 P + 12 P/N"},
+      {{"training.ema_decay=0", "sharding.reduction=EXACT"}, "4 P + 12 P/N"},
+      {{"sharding.reduction=EXACT", "sharding.reduce_every=true", "training.precision=BF16"}, "2 P + 28 P/N"}};
+  for (const auto& [overrides, text] : cases) {
+    for (const int ranks : {1, 4}) {
+      if (ranks == 1 && text.ends_with("P/k")) continue;
+      for (int64_t stage = 0; stage < 4; ++stage) {
+        auto more = overrides;
+        more.push_back(fmt::format("sharding.stage={}", stage));
+        const auto j = job(more);
+        const StateForm form = state_form(j, stage, ranks);
+        const Plan plan = make_plan(j, {.ranks = ranks});
+        int64_t states = 0;
+        for (const Category c : {Category::parameter, Category::gradient, Category::optimizer_state}) states += plan.memory.current_bytes(c);
+        EXPECT_EQ(static_cast<double>(states), form.bytes(static_cast<double>(plan.padded_parameters)))
+            << fmt::format("{} stage {} on {} ranks: {}", fmt::join(overrides, " "), stage, ranks, form.text());
+        if (stage == 2) {
+          EXPECT_EQ(form.text(), text);
+        }
+      }
+    }
+  }
+}
+
 TEST_F(MemoryPlan, KnowsTheKingJamesBibleWithoutReadingIt) {
   const auto dataset = models::load_king_james_bible(0.1);
   EXPECT_EQ(dataset.vocabulary(), models::kKingJamesSymbols);
@@ -99,13 +135,18 @@ TEST_F(MemoryPlan, PlansAnyModelOnAnyNumberOfRanksAtOnce) {
       "transformer { layers: 128 width: 25600 heads: 160 context: 2048 vocabulary: 51200 } tokens { train_path: 'no' validation_path: 'no' "
       "vocabulary: 51200 } sharding { stage: 3 }",
       "trillion.textproto");
+  const std::clock_t start = std::clock();  // this process's time: what else the machine does decides no test
   const Plan plan = make_plan(trillion, {.ranks = 16384, .rank = 16383});
+  const double seconds = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
   EXPECT_GT(plan.parameters, int64_t{1'000'000'000'000});
   EXPECT_EQ(plan.units.size(), 129u);
   EXPECT_EQ(plan.units.back().shard.end, plan.units.back().padded_elements);
   EXPECT_THAT(plan.notes, ::testing::Contains(HasSubstr("is not here")));
   EXPECT_THAT(plan.notes, ::testing::Contains(HasSubstr("training.batch")));
-  EXPECT_LT(plan.seconds, 5.0);  // a loaded machine; idle it is a fraction of one
+  EXPECT_GT(plan.seconds, 0);
+  if (!testing::kSanitized) {
+    EXPECT_LT(seconds, 1.0);
+  }
   EXPECT_THROW(make_plan(trillion, {.ranks = 4, .rank = 4}), ConfigError);
 }
 

@@ -25,7 +25,7 @@ struct Screen {
   std::string text;
   Progress make(int64_t first, int64_t last, TerminalStyle style) {
     return Progress(
-        first, last, style, [this](std::string_view part) { text += part; }, [this] { return now; });
+        first, last, style, "tokens", [this](std::string_view part) { text += part; }, [this] { return now; });
   }
   int64_t lines() const { return std::count(text.begin(), text.end(), '\n'); }
 };

@@ -52,26 +52,30 @@ std::vector<Stretch> stretches_of(const trace::Step& step) {
   return stretches;
 }
 
-RunTrace read_run_trace(const std::string& run_path) {
-  RZ_CONFIG_CHECK(std::filesystem::is_directory(trace_directory(run_path)),
-                  "{} holds no trace: a run writes trace/ at its end when training.trace_steps is above 0", run_path);
+RunTrace join_traces(std::vector<RankTrace> ranks, const std::string& name) {
   RunTrace run;
-  run.ranks.push_back(read_trace(trace_path(run_path, 0)));
-  const int size = run.ranks[0].size;
-  RZ_CONFIG_CHECK(size >= 1 && run.ranks[0].rank == 0, "{} says that it is of rank {} of {}", trace_path(run_path, 0), run.ranks[0].rank, size);
-  for (int r = 1; r < size; ++r) {
-    run.ranks.push_back(read_trace(trace_path(run_path, r)));
-    const RankTrace& t = run.ranks.back();
-    RZ_CONFIG_CHECK(t.rank == r && t.size == size && t.job_text == run.ranks[0].job_text, "{} is of rank {} of {} of another run", trace_path(run_path, r),
-                    t.rank, t.size);
+  run.ranks = std::move(ranks);
+  const RankTrace& first = run.ranks.front();
+  for (int r = 0; r < run.size(); ++r) {
+    const RankTrace& t = run.ranks[static_cast<size_t>(r)];
+    RZ_CONFIG_CHECK(t.rank == r && t.size == run.size() && t.job_text == first.job_text,
+                    "{} is of rank {} of {} of another run", trace_path(name, r), t.rank, t.size);
   }
-  for (const trace::Step& step : run.ranks[0].steps) {
+  for (const trace::Step& step : first.steps) {
     const auto kept = [&](const RankTrace& t) { return std::ranges::find(t.steps, step.step, &trace::Step::step) != t.steps.end(); };
     if (std::ranges::all_of(run.ranks, kept)) run.steps.push_back(step.step);
   }
-  RZ_CONFIG_CHECK(!run.steps.empty(), "the traces of {} share no step", run_path);
+  RZ_CONFIG_CHECK(!run.steps.empty(), "the traces of {} share no step", name);
   for (RankTrace& t : run.ranks) shift(t);
   return run;
+}
+
+RunTrace read_run_trace(const std::string& run_path) {
+  RZ_CONFIG_CHECK(std::filesystem::is_directory(trace_directory(run_path)),
+                  "{} holds no trace: a run writes trace/ at its end when training.trace_steps is above 0", run_path);
+  std::vector<RankTrace> ranks = {read_trace(trace_path(run_path, 0))};
+  for (int r = 1; r < ranks.front().size; ++r) ranks.push_back(read_trace(trace_path(run_path, r)));
+  return join_traces(std::move(ranks), run_path);
 }
 
 }  // namespace rz::tools

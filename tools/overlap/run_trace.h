@@ -28,6 +28,9 @@ struct Stretch {
 // In order of time; together with the step's waits they fill it.
 std::vector<Stretch> stretches_of(const trace::Step& step);
 
+// The traces of all ranks, in their order. ConfigError when they are not of one run; `name` is its folder, or what stands for it.
+RunTrace join_traces(std::vector<RankTrace> ranks, const std::string& name);
+
 // Reads all traces below `run_path`. ConfigError when one is missing or damaged, or when they are not of one run.
 RunTrace read_run_trace(const std::string& run_path);
 

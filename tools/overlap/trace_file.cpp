@@ -4,11 +4,15 @@
 
 #include <fstream>
 #include <iterator>
+#include <thread>
 
 #include "comm/types.h"
 #include "proto/trace.pb.h"
 #include "runtime/core/error.h"
+#include "runtime/core/host.h"
+#include "runtime/core/parallel.h"
 #include "tools/atomic_file.h"
+#include "tools/job_file.h"
 
 namespace rz::tools {
 
@@ -121,7 +125,22 @@ RankTrace rank_trace_of(const trace::Recorder& recorder) {
   return t;
 }
 
-void write_trace(const std::string& path, const RankTrace& trace) {
+RankTrace own_trace(trace::Recorder& recorder, const comm::Communicator& comm, const comm::ProbeResult& probe, const ringzero::Job& job) {
+  recorder.collect();
+  RankTrace t = rank_trace_of(recorder);
+  t.rank = comm.rank();
+  t.size = comm.size();
+  t.threads = thread_count();
+  t.cores = static_cast<int>(std::thread::hardware_concurrency());
+  t.host = host_name();
+  t.clock_offset_ns = probe.clock_offset_ns;
+  t.clock_error_ns = probe.clock_error_ns;
+  t.probe = {probe.latency_ns, probe.bytes_per_s};
+  t.job_text = effective_text(job);
+  return t;
+}
+
+std::string pack_trace(const RankTrace& trace) {
   message::RankTrace m;
   m.set_format_version(kFormatVersion);
   m.set_rank(trace.rank);
@@ -145,13 +164,18 @@ void write_trace(const std::string& path, const RankTrace& trace) {
   message::TraceFile file;
   file.set_trace(m.SerializeAsString());
   file.set_trace_xxh64(XXH64(file.trace().data(), file.trace().size(), 0));
-  write_file_atomically(path, file.SerializeAsString());
+  return file.SerializeAsString();
 }
+
+void write_trace(const std::string& path, const RankTrace& trace) { write_file_atomically(path, pack_trace(trace)); }
 
 RankTrace read_trace(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
   RZ_CONFIG_CHECK(in.good(), "{} cannot be read: a trace is written at the end of a run whose job has training.trace_steps above 0", path);
-  const std::string bytes((std::istreambuf_iterator<char>(in)), {});
+  return unpack_trace({std::istreambuf_iterator<char>(in), {}}, path);
+}
+
+RankTrace unpack_trace(const std::string& bytes, const std::string& path) {
   message::TraceFile file;
   RZ_CONFIG_CHECK(file.ParseFromString(bytes) && file.has_trace(), "{} is no trace, or is cut short ({} bytes)", path, bytes.size());
   RZ_CONFIG_CHECK(file.trace_xxh64() == XXH64(file.trace().data(), file.trace().size(), 0), "{} is damaged: its checksum does not match", path);

@@ -6,6 +6,8 @@
 #include <unordered_map>
 #include <vector>
 
+#include "comm/communicator.h"
+#include "proto/job.pb.h"
 #include "runtime/core/trace.h"
 
 namespace rz::tools {
@@ -37,6 +39,13 @@ std::string trace_path(const std::string& run_path, int rank);
 
 // What a recorder holds, without rank, host, clock and job.
 RankTrace rank_trace_of(const trace::Recorder& recorder);
+
+// What this rank's recorder holds, with rank, host, clock and job.
+RankTrace own_trace(trace::Recorder& recorder, const comm::Communicator& comm, const comm::ProbeResult& probe, const ringzero::Job& job);
+
+// The file's bytes and back. `name` stands for it in errors, which are those of read_trace().
+std::string pack_trace(const RankTrace& trace);
+RankTrace unpack_trace(const std::string& bytes, const std::string& name);
 
 // rz::Error naming path and cause.
 void write_trace(const std::string& path, const RankTrace& trace);

@@ -9,6 +9,7 @@
 
 #include "runtime/core/parallel.h"
 #include "runtime/kernels/backend.h"
+#include "runtime/kernels/cpu/convert.h"
 
 namespace rz::cpu {
 
@@ -55,14 +56,20 @@ void add_units(const int64_t* __restrict units, int64_t* __restrict sums, int64_
   for (int64_t i = 0; i < n; ++i) sums[i] = static_cast<int64_t>(static_cast<uint64_t>(sums[i]) + static_cast<uint64_t>(units[i]));
 }
 
-int32_t add_run(const float* x, int64_t* sums, int64_t n, int grid) {
-  constexpr int64_t kBlock = 512;  // in cache between the two loops, which g++ vectorizes apart but not together
+// Both in blocks that stay in cache between the loops, which g++ vectorizes apart but not together.
+template <class T>
+int32_t add_run(const T* x, int64_t* sums, int64_t n, int grid, bool accumulate) {
+  constexpr int64_t kBlock = 512;
   alignas(64) int64_t units[kBlock];
+  alignas(64) float wide[kBlock];
   int32_t largest = 0;
   for (int64_t i = 0; i < n; i += kBlock) {
     const int64_t length = std::min(kBlock, n - i);
-    largest = std::max(largest, to_units(x + i, units, length, grid));
-    add_units(units, sums + i, length);
+    const float* from = wide;
+    if constexpr (std::is_same_v<T, float>) from = x + i;
+    else load_run(x + i, 1, wide, length);
+    largest = std::max(largest, to_units(from, accumulate ? units : sums + i, length, grid));
+    if (accumulate) add_units(units, sums + i, length);
   }
   return largest;
 }
@@ -94,11 +101,18 @@ class CpuFixedPointKernels final : public FixedPointKernels {
  public:
   int32_t add_fixed(const Tensor& x, int grid, Tensor& sums, bool accumulate) override {
     check_flat("add_fixed", x, sums);
-    const float* from = x.data<float>();
     int64_t* to = sums.data<int64_t>();
     std::atomic<int32_t> largest{0};
-    parallel_for(x.numel(), kGrain, [&](int64_t begin, int64_t end) {
-      raise(largest, (accumulate ? add_run : to_units)(from + begin, to + begin, end - begin, grid));
+    dispatch_floating(x.dtype(), "add_fixed", [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      if constexpr (std::is_same_v<T, double>) {
+        RZ_CHECK(false, "add_fixed takes f32, bf16 or f16, not {}", x.str());
+      } else {
+        const T* from = x.data<T>();
+        parallel_for(x.numel(), kGrain, [&](int64_t begin, int64_t end) {
+          raise(largest, add_run(from + begin, to + begin, end - begin, grid, accumulate));
+        });
+      }
     });
     return largest.load();
   }

@@ -1,0 +1,72 @@
+// What jobs train on images: a diffusion model, or the classifier that measures and guides it.
+#pragma once
+
+#include <optional>
+
+#include "models/diffusion/objective.h"
+#include "tools/image_model.h"
+#include "tools/task.h"
+
+namespace rz::tools {
+
+// Images and their batches: what both tasks share.
+class ImageTask : public Task {
+ public:
+  ImageTask(const ringzero::Job& job, models::ImageDataset dataset);
+
+  int64_t items_per_sample() const override { return 1; }
+  const char* item_name() const override { return "images"; }
+  int64_t evaluation_samples() const override { return dataset_.images(models::Split::validation).count(); }
+  uint64_t data_digest() const override { return dry_run() ? 0 : dataset_.digest(); }
+  const char* generation_file() const override { return kImagesFile; }
+  std::string generation_json() const override { return info_.json(); }
+
+ protected:
+  models::ImageBatch train_batch(int64_t step, models::SampleRange samples) const;
+  models::ImageBatch validation_batch(models::SampleRange samples) const;
+  models::SampleKey train_key(int64_t step, models::SampleRange samples) const;
+  // The same noise and times in every validation, those of a step that is never trained.
+  models::SampleKey validation_key(models::SampleRange samples) const;
+
+  uint64_t seed_;
+  models::ImageDataset dataset_;
+  models::ImageOptions options_;
+  ImagesInfo info_;
+};
+
+// A UNet or a DiT and a process. The loss of a sample is a mean over its values.
+class DiffusionTask final : public ImageTask {
+ public:
+  DiffusionTask(const ringzero::Job& job, models::ImageDataset dataset);
+
+  nn::Module& module() override { return *network_; }
+  optim::MicroLoss train_loss(int64_t step, models::SampleRange samples, int64_t global_samples) override;
+  EvaluationSum evaluate(models::SampleRange samples) override;
+  const char* loss_unit() const override { return "per value"; }
+
+ private:
+  models::diffusion::LossResult loss(const models::ImageBatch& batch, double label_drop, const models::SampleKey& key, double scale);
+
+  std::unique_ptr<models::diffusion::ImageNetwork> network_;
+  models::diffusion::Objective objective_;
+  double label_drop_;
+};
+
+// Cross entropy against the images' classes; on noised images where the classifier has noise levels.
+class ClassifierTask final : public ImageTask {
+ public:
+  ClassifierTask(const ringzero::Job& job, models::ImageDataset dataset);
+
+  nn::Module& module() override { return model_; }
+  optim::MicroLoss train_loss(int64_t step, models::SampleRange samples, int64_t global_samples) override;
+  EvaluationSum evaluate(models::SampleRange samples) override;
+  const char* loss_unit() const override { return "nats per image"; }
+
+ private:
+  Tensor logits(const Tensor& images, const models::SampleKey& key);
+
+  models::diffusion::Classifier model_;
+  std::optional<models::diffusion::Process> process_;
+};
+
+}  // namespace rz::tools
