@@ -4,6 +4,7 @@ backward's time. Prints a table. Usage: bench/overlap_hiding.py build/release/bi
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import tempfile
 
@@ -22,6 +23,11 @@ def run(program, ranks, out, *flags):
 def sent_bytes(program, ranks, stage, flags):
     plan = subprocess.run([program, "plan", JOB, "--ranks", str(ranks), "--stage", str(stage), "--json", *flags], check=True, capture_output=True, text=True)
     return json.loads(plan.stdout)["wire"]["sent_bytes_per_step"]
+
+
+def median_hidden(rows):
+    """Of all steps of all ranks: what the link and the program do, not the machine's other work in a few steps."""
+    return statistics.median(s["hidden_fraction"] for r in rows for s in r["steps"])
 
 
 def main():
@@ -46,8 +52,7 @@ def main():
                 off, digest_off = run(options.program, ranks, f"{folder}/{ranks}.{stage}.off", *flags, "--set", "sharding.overlap=false")
                 assert digest == digest_off, "overlap changed the weights"
                 rows = on["per_rank"]
-                hidden = sum(r["hidden_fraction"] for r in rows) / ranks
-                shown = sum(r["hidden_fraction"] for r in off["per_rank"]) / ranks
+                hidden, shown = median_hidden(rows), median_hidden(off["per_rank"])
                 c = on["critical"]
                 # The first gather or publication and the last reduction have nothing to hide behind.
                 moved = [b["transfer_ms"] for b in c["buckets"] if b["purpose"] != "scalars"]
