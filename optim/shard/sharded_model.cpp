@@ -133,14 +133,15 @@ void ShardedModel::prefetch(int64_t from, int direction) {
   int64_t held = 0;
   for (const auto& unit : units_)
     if (!unit->outermost() && !unit->sharded()) held += gathered_bytes(*unit);
-  const auto buckets_of = [&](int64_t index) { return index >= 0 && index < std::ssize(order_) ? order_[static_cast<size_t>(index)]->buckets : std::vector<size_t>(); };
-  std::vector<size_t> before = buckets_of(from);
+  const std::vector<size_t> none;
+  const auto is_unit = [this](int64_t index) { return index >= 0 && index < std::ssize(order_); };
+  const std::vector<size_t>* before = is_unit(from) ? &order_[static_cast<size_t>(from)]->buckets : &none;
   int left = options_.prefetch;
-  for (int64_t next = from + direction; left > 0 && next >= 0 && next < std::ssize(order_); next += direction) {
-    const std::vector<size_t> buckets = buckets_of(next);
+  for (int64_t next = from + direction; left > 0 && is_unit(next); next += direction) {
+    const std::vector<size_t>& buckets = order_[static_cast<size_t>(next)]->buckets;
     // A unit whose weights came with the one before is not ahead of it.
-    if (buckets != before) --left;
-    before = buckets;
+    if (buckets != *before) --left;
+    before = &buckets;
     for (const size_t b : buckets) {
       ShardedUnit& unit = *units_[b];
       if (!unit.sharded()) continue;
