@@ -2,8 +2,8 @@
 //
 // A Recorder keeps the last steps of one rank: the events of its main thread (what it computes, parameters whose gradients became
 // ready, collectives issued, waits for them), its collectives with their times, and the ledger at each change of activity.
-// * Recording is appending: no lock, no system call but the clock's. The main thread alone writes events; the progress thread hands
-//   over finished collectives through a single-producer single-consumer ring (OperationLog).
+// * Recording is appending: no lock but the ledger's own, no system call but the clock's. The main thread alone writes events; the
+//   progress thread hands over finished collectives through a single-producer single-consumer ring (OperationLog).
 // * It never synchronizes ranks and changes nothing that they compute. What does not fit is counted, not waited for.
 // * Where no Recorder is attached to a thread, every call site is a test of one pointer.
 // In a dry run (rank_context.h) the same events come in the same order; their times mean nothing.
