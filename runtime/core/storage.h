@@ -5,6 +5,7 @@
 // 3. In a dry run (rank_context.h) it is counted as always, but its bytes are a part of one region that all share: reserved
 //    addresses, zero to read, a fault to write.
 // 4. Its category is fixed for each materialization and counted in the rank's MemoryTracker.
+// 5. Parameters, gradients and communication buffers lie in memory that ranks of one machine share, where there is some (allocator.h).
 // Not thread-safe; hand it over between threads with a happens-before.
 #pragma once
 
