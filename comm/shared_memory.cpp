@@ -149,7 +149,7 @@ SharedMemory::SharedMemory(Wire& wire, IntraNode choice, size_t segment_bytes, s
   if (who < n) {
     if (refusal.empty()) refusal = fmt::format("rank {} cannot reach all ranks of its machine", who);
     if (choice == IntraNode::shared) throw CommError(fmt::format("--intra-node shared is impossible: {}", refusal));
-    refusal_ = refusal;
+    if (here_ == 0) refusal_ = refusal;
   }
   for (size_t r = 0; r < n; ++r) {
     peers_[r].is_near = who == n && choice != IntraNode::messages && offers[r].machine == mine.machine;

@@ -55,6 +55,8 @@ struct Board {
   alignas(64) std::atomic<uint64_t> visits{0};  // odd: touching peers' buffers
 };
 
+static_assert(sizeof(Cell) == 448 && sizeof(Board) == 128);
+
 // Scratch and board of a rank of `size`; what a collective's progress thread holds from start to end.
 size_t collective_memory_bytes(size_t segment_bytes, int size);
 
@@ -71,7 +73,7 @@ class SharedMemory {
 
   // Do all members of the group, at least two, share memory? The same on all of them.
   bool reaches(const Group& group) const;
-  // Why ranks of this machine that could share do not; empty where all is as chosen.
+  // Why ranks of this machine that could share do not, on the first of them; empty elsewhere.
   const std::string& refusal() const { return refusal_; }
 
   // No peer touches this rank's buffers after this. Waits for those that do at this moment.
