@@ -134,13 +134,19 @@ bool Progress::begin_short(Operation& operation) {
 }
 
 void Progress::help(const Work::State& work) {
-  constexpr int kSpins = 2000;
   constexpr int64_t kLongestNs = 300'000;
+  // A yield that comes back later has given the core to somebody who computes. Then, for a while, this thread does not compete: the
+  // progress thread, which is prompt, takes over.
+  constexpr int64_t kLateNs = 100'000;
+  constexpr int64_t kCrowdedNs = 50'000'000;
   if (!has_short_) return;
   std::unique_lock engine(engine_);
   if (short_ == nullptr) return;
   if (short_->work.get() == &work) {
     const int64_t begun = steady_now_ns();
+    const bool is_crowded = begun < crowded_until_ns_;
+    static const auto cores = static_cast<int>(std::thread::hardware_concurrency());
+    const int spins = is_crowded ? 100 : short_->group->size() > cores ? 10 : 1000;
     try {
       for (int polls = 0; !failed_ && !transport_->is_halted(); ++polls) {
         if (short_->shared->advance() == SharedOperation::Outcome::done) {
@@ -149,9 +155,11 @@ void Progress::help(const Work::State& work) {
           engine.unlock();
           return finish(*operation, {operation->shared->first_byte_ns(), operation->shared->last_byte_ns(), 0}, {});
         }
-        if (polls < kSpins) continue;
-        if (steady_now_ns() - begun > kLongestNs) break;
+        if (polls < spins) continue;
+        const int64_t before = steady_now_ns();
+        if (is_crowded || before < crowded_until_ns_ || before - begun > kLongestNs) break;
         sched_yield();
+        if (const int64_t after = steady_now_ns(); after - before > kLateNs) crowded_until_ns_ = after + kCrowdedNs;
       }
     } catch (const SharedOperation::Disagreement&) {  // the thread says so
     }

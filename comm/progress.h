@@ -162,6 +162,7 @@ class Progress final : private Patience, public std::enable_shared_from_this<Pro
   std::atomic<int> outstanding_{0};    // operations issued and not done
   std::mutex engine_;                  // taken before mutex_
   std::unique_ptr<Operation> short_;   // guarded by engine_: begun by a caller, the oldest of all
+  int64_t crowded_until_ns_ = 0;       // guarded by engine_
   std::atomic<bool> has_short_{false};  // set under mutex_
 
   std::thread thread_;
