@@ -308,6 +308,10 @@ uint64_t write_pairs(TrainedDiffusion& model, const SamplingPlan& plan, const Im
     write_file_atomically(folder + "/" + names[0], models::npy_header("<f4", shape) + noise);
     write_file_atomically(folder + "/" + names[1], models::npy_header("<f4", shape) + images);
     write_file_atomically(folder + "/" + names[2], models::npy_header("<i4", {{options.count}}).append(label_bytes));
+    const nlohmann::ordered_json json = {{"run_name", model.job.name()}, {"step", model.step},          {"preset", plan.process.preset},
+                                         {"method", diffusion::name(plan.config.method)}, {"steps", plan.grid.size() - 1}, {"guidance", options.guidance},
+                                         {"seed", options.seed},         {"pairs", options.count},      {"digest", fmt::format("{:016x}", digest)}};
+    write_file_atomically(folder + "/pairs.json", json.dump(2) + "\n");
   });
   return digest;
 }

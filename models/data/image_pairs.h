@@ -5,6 +5,8 @@
 //   images.npy  f4 [N, H, W, C], what became of it, in about [-1, 1]
 //   labels.npy  integers [N], in [0, classes)
 //
+// (pairs.json beside them says where they come from; nothing reads it.)
+//
 // Copies share the arrays, which never change: Category::input of the rank that loaded them. The last part is held out. Thread-safe.
 #pragma once
 

@@ -79,7 +79,7 @@ TEST_F(DiffusionPairs, ReflowStraightensAndDistillationNeedsOneStep) {
   for (const auto& [ranks, batch] : {std::pair(2, 50), std::pair(3, 7)}) {
     const std::string other = fmt::format("pairs_{}", ranks);
     pairs("teacher", other, 301, ranks, batch);
-    for (const char* name : {"noise.npy", "images.npy", "labels.npy"}) EXPECT_EQ(bytes("pairs/" + std::string(name)), bytes(other + "/" + name)) << other << name;
+    for (const char* name : {"noise.npy", "images.npy", "labels.npy", "pairs.json"}) EXPECT_EQ(bytes("pairs/" + std::string(name)), bytes(other + "/" + name)) << other << name;
   }
   EXPECT_EQ(bytes("pairs/noise.npy").size() % 64, (301u * 64 * 4) % 64);
   EXPECT_THAT(bytes("pairs/noise.npy").substr(0, 100), HasSubstr("'descr': '<f4', 'fortran_order': False, 'shape': (301, 8, 8, 1), }"));
