@@ -150,10 +150,11 @@ void Progress::help(const Work::State& work) {
     try {
       for (int polls = 0; !failed_ && !transport_->is_halted(); ++polls) {
         if (short_->shared->advance() == SharedOperation::Outcome::done) {
+          const Work::State::Moved moved = count_shared(*short_);
           const auto operation = std::move(short_);
-          has_short_ = false;
+          has_short_ = false;  // from here the thread may run what comes next
           engine.unlock();
-          return finish(*operation, {operation->shared->first_byte_ns(), operation->shared->last_byte_ns(), 0}, {});
+          return finish(*operation, moved, {});
         }
         if (polls < spins) continue;
         const int64_t before = steady_now_ns();
@@ -251,18 +252,18 @@ void Progress::begin_shared(Operation& operation) {
 }
 
 // Counts what a ring would have moved.
-void Progress::finish(Operation& operation, const Work::State::Moved& moved, std::string error) {
-  Work::State::Moved all = moved;
-  if (operation.shared && error.empty()) {
-    const Fingerprint& f = operation.print;
-    const Group& group = *operation.group;
-    const WireCount count = traffic_of({f.kind, f.count, f.dtype, f.order, group.rank, group.size(), f.root, options_.segment_bytes,
-                                        kRingWindow * options_.segment_bytes});
-    transport_->count_as(f.kind, count, {sizeof f, sizeof f, 1, 1});
-    all.sent_bytes = count.sent_bytes;
-  }
+Work::State::Moved Progress::count_shared(const Operation& operation) {
+  const Fingerprint& f = operation.print;
+  const Group& group = *operation.group;
+  const WireCount count = traffic_of({f.kind, f.count, f.dtype, f.order, group.rank, group.size(), f.root, options_.segment_bytes,
+                                      kRingWindow * options_.segment_bytes});
+  transport_->count_as(f.kind, count, {sizeof f, sizeof f, 1, 1});
+  return {operation.shared->first_byte_ns(), operation.shared->last_byte_ns(), count.sent_bytes};
+}
+
+void Progress::finish(const Operation& operation, const Work::State::Moved& moved, std::string error) {
   outstanding_.fetch_sub(1);
-  operation.work->finish(all, std::move(error));
+  operation.work->finish(moved, std::move(error));
 }
 
 void Progress::run_operation(Operation& operation) {
@@ -277,7 +278,7 @@ void Progress::run_operation(Operation& operation) {
     if (failed_) throw CommError(failure());
     if (operation.print.kind != CollectiveKind::probe && shared_ && shared_->reaches(*operation.group)) {
       run_shared(operation);
-      moved = {operation.shared->first_byte_ns(), operation.shared->last_byte_ns(), 0};
+      moved = count_shared(operation);
     } else {
       run_messages(operation, moved);
     }

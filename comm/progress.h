@@ -101,7 +101,8 @@ class Progress final : private Patience, public std::enable_shared_from_this<Pro
   void run_operation(Operation& operation);
   void run_shared(Operation& operation);
   void run_messages(Operation& operation, Work::State::Moved& moved);
-  void finish(Operation& operation, const Work::State::Moved& moved, std::string error);
+  Work::State::Moved count_shared(const Operation& operation);
+  void finish(const Operation& operation, const Work::State::Moved& moved, std::string error);
   [[noreturn]] void disagree(const Operation& operation, int peer, const Fingerprint& theirs);
   void compare_fingerprints(const Operation& operation, Wire& wire);
   void run_leave();

@@ -113,7 +113,7 @@ class Transport {
   struct Counter {
     std::atomic<uint64_t> sent_bytes{0}, received_bytes{0}, sent_messages{0}, received_messages{0};
   };
-  // Written by the progress thread alone, so a plain load and store is an increment.
+  // Written by the progress thread, or by who runs in its place, so a plain load and store is an increment.
   static void add(std::atomic<uint64_t>& counter, uint64_t n) {
     counter.store(counter.load(std::memory_order_relaxed) + n, std::memory_order_relaxed);
   }

@@ -152,6 +152,23 @@ TEST(SharedMemory, GroupsInTurn) {
   });
 }
 
+// A short operation that its caller ends, while the progress thread runs the long one behind it: the counters miss neither.
+TEST(SharedMemory, CountsWhoeverRunsAnOperation) {
+  constexpr uint64_t kRounds = 300;
+  testing::run_on_ranks(3, [](Communicator& comm) {
+    std::vector<float> small(3, 1.0f), large(30'000, 1.0f);
+    const auto before = comm.wire_stats().of(comm::CollectiveKind::broadcast).sent_bytes;
+    for (uint64_t i = 0; i < kRounds; ++i) {
+      const comm::Work first = comm.broadcast(small.data(), small.size(), DType::f32, 0);
+      const comm::Work second = comm.broadcast(large.data(), large.size(), DType::f32, 0);
+      first.wait();
+      second.wait();
+    }
+    const uint64_t sent = comm.rank() == 2 ? 0 : kRounds * 4 * (small.size() + large.size());
+    EXPECT_EQ(comm.wire_stats().of(comm::CollectiveKind::broadcast).sent_bytes - before, sent);
+  });
+}
+
 // Whoever never waits for a short operation gets it nonetheless, and what looks at it without waiting sees its end.
 TEST(SharedMemory, ShortOperationsThatNobodyWaitsForEnd) {
   testing::run_on_ranks(3, [](Communicator& comm) {
