@@ -18,7 +18,7 @@ namespace rz::tools {
 
 namespace {
 
-constexpr int64_t kFormatVersion = 1;
+constexpr int64_t kFormatVersion = 2;
 namespace message = ringzero::trace;
 
 void pack(const trace::Step& step, message::Step& m) {
@@ -49,6 +49,7 @@ void pack(const trace::Step& step, message::Step& m) {
     operations.add_first_byte_ns(o.first_byte_ns - step.begin_ns);
     operations.add_last_byte_ns(o.last_byte_ns - step.begin_ns);
     operations.add_done_ns(o.done_ns - step.begin_ns);
+    operations.add_cpu_ns(o.cpu_ns);
   }
   auto& memory = *m.mutable_memory();
   for (const trace::MemorySample& s : step.memory) {
@@ -92,13 +93,13 @@ trace::Step unpack(const std::string& path, const message::Step& m, size_t names
   const auto& o = m.operations();
   const Table operations(path, "operations", o.number_size());
   operations.check(o.name(), o.kind(), o.order(), o.group(), o.sequence(), o.bytes(), o.sent_bytes(), o.queued_ns(), o.started_ns(),
-                   o.first_byte_ns(), o.last_byte_ns(), o.done_ns());
+                   o.first_byte_ns(), o.last_byte_ns(), o.done_ns(), o.cpu_ns());
   for (int i = 0; i < operations.rows(); ++i) {
     check_name(o.name(i));
     RZ_CONFIG_CHECK(o.kind(i) < static_cast<uint32_t>(comm::kCollectiveKinds), "{} is damaged: collective of kind {}", path, o.kind(i));
     step.operations.push_back({o.number(i), o.name(i), static_cast<uint8_t>(o.kind(i)), static_cast<uint8_t>(o.order(i)), o.group(i), o.sequence(i),
                                o.bytes(i), o.sent_bytes(i), o.queued_ns(i) + step.begin_ns, o.started_ns(i) + step.begin_ns,
-                               o.first_byte_ns(i) + step.begin_ns, o.last_byte_ns(i) + step.begin_ns, o.done_ns(i) + step.begin_ns});
+                               o.first_byte_ns(i) + step.begin_ns, o.last_byte_ns(i) + step.begin_ns, o.done_ns(i) + step.begin_ns, o.cpu_ns(i)});
   }
   const auto& s = m.memory();
   RZ_CONFIG_CHECK(s.bytes_size() == s.time_ns_size() * static_cast<int>(kCategories), "{} is damaged: {} bytes for {} samples of memory", path,
