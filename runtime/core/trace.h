@@ -38,10 +38,10 @@ inline constexpr uint32_t kNoName = 0;
 
 struct Event {
   enum class Kind : uint8_t {
-    activity,  // `activity` on `name` begins, `value` = elements to update (optimizer)
-    ready,     // the gradient of the parameter `name` is complete
-    issue,     // collective number `value` is queued
-    wait,      // [begin, end]: waits for collective number `value`
+    activity,      // `activity` on `name` begins, `value` = elements to update (optimizer)
+    ready,         // the gradient of the parameter `name` is complete
+    issue,         // collective number `value` is queued
+    wait,          // [begin, end]: waits for collective number `value`
     bucket_ready,  // all gradients of the bucket `name` are complete
   };
   Kind kind = Kind::activity;
@@ -56,11 +56,11 @@ struct Event {
 struct Operation {
   int64_t number = -1;  // counts this rank's recorded collectives
   uint32_t name = kNoName;
-  uint8_t kind = 0;     // comm::CollectiveKind
-  uint8_t order = 0;    // comm::Order
-  uint32_t group = 0;   // comm::Group::id
+  uint8_t kind = 0;       // comm::CollectiveKind
+  uint8_t order = 0;      // comm::Order
+  uint32_t group = 0;     // comm::Group::id
   uint64_t sequence = 0;  // (group, sequence) is the same operation on every rank
-  uint64_t bytes = 0;   // of the full buffer
+  uint64_t bytes = 0;     // of the full buffer
   uint64_t sent_bytes = 0;
   int64_t queued_ns = 0;
   int64_t started_ns = 0;     // the progress thread took it up

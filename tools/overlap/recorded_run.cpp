@@ -231,7 +231,8 @@ RecordedRun recorded_run(const RunTrace& trace) {
     for (size_t i = 0; i < own.size(); ++i) {
       const auto& kept = trace.ranks[static_cast<size_t>(r)].steps;
       const auto here = std::ranges::find(kept, usable[i], &trace::Step::step);
-      own[i].gap_ns = here + 1 != kept.end() && (here + 1)->step == usable[i] + 1 ? cores_of(r).between(here->end_ns, (here + 1)->begin_ns) : -1;
+      own[i].gap_ns =
+          here + 1 != kept.end() && (here + 1)->step == usable[i] + 1 ? cores_of(r).between(here->end_ns, (here + 1)->begin_ns) : -1;
       if (own[i].gap_ns >= 0) gaps.push_back(own[i].gap_ns);
     }
     const double usual = median(gaps);

@@ -65,7 +65,7 @@ struct RecordedRun {
   int threads = 1;  // of each rank
   int cores = 1;    // of a machine
   bool one_machine = true;
-  int ranks_per_machine = 1;  // at the most
+  int ranks_per_machine = 1;                     // at the most
   StepScript script;                             // of the recorded configuration
   std::vector<std::vector<RecordedStep>> steps;  // [rank][kept step after warm-up]
   StepTiming timing;                             // of the median step

@@ -98,9 +98,9 @@ class Simulator {
     std::vector<int64_t> done;   // by number mod 2 x operations of a step
     std::vector<double> issued;  // what the progress thread has not taken up, from issued_front on
     size_t issued_front = 0;
-    int64_t taken = 0;  // operations that it took up
-    double free = 0;    // when it is done with them
-    bool busy = false;  // with one whose end is not known
+    int64_t taken = 0;        // operations that it took up
+    double free = 0;          // when it is done with them
+    bool busy = false;        // with one whose end is not known
     std::vector<Load> loads;  // of its progress thread, from `now` on
     double debt_ns = 0;       // what it took before that was known
     std::vector<Span> waits;
@@ -120,10 +120,11 @@ class Simulator {
   void check_script() const {
     const auto& ours = recorded_.script.intervals;
     const auto same = [](const StepScript::Interval& a, const StepScript::Interval& b) { return a.mark == b.mark; };
-    RZ_CONFIG_CHECK(std::ranges::equal(ours, script_.intervals, same),
-                    "on {} ranks a step has {} parts that differ from the {} recorded ones: only ranks, links, stage, buckets, prefetch and "
-                    "overlap may differ, and with exact sums not the rounds of micro-batches",
-                    script_.ranks, script_.intervals.size(), ours.size());
+    RZ_CONFIG_CHECK(
+        std::ranges::equal(ours, script_.intervals, same),
+        "on {} ranks a step has {} parts that differ from the {} recorded ones: only ranks, links, stage, buckets, prefetch and "
+        "overlap may differ, and with exact sums not the rounds of micro-batches",
+        script_.ranks, script_.intervals.size(), ours.size());
   }
 
   Rank& rank_at(int r) { return ranks_[static_cast<size_t>(r)]; }
@@ -416,7 +417,7 @@ class Simulator {
   bool shares_cores_;
   bool shares_with_progress_;
   std::vector<double> progress_ns_;  // of a core, by operation of a step
-  double core_speed_ = 1;  // of what a rank's threads need
+  double core_speed_ = 1;            // of what a rank's threads need
   std::vector<std::vector<Working>> cores_;
   std::vector<std::vector<Working>*> idle_;
   int64_t steps_ = 0;

@@ -26,7 +26,9 @@ size_t segments(size_t bytes, size_t segment) { return (bytes + segment - 1) / s
 size_t segment_length(size_t bytes, size_t segment, size_t j) { return std::min(segment, bytes - j * segment); }
 size_t segment_bytes() { return comm::ProgressOptions{}.segment_bytes; }
 // Of ordered sums, where all peers send at a time.
-size_t ordered_segment_bytes(size_t peers) { return std::max<size_t>(1, std::min(segment_bytes(), comm::kRingWindow * segment_bytes() / peers)); }
+size_t ordered_segment_bytes(size_t peers) {
+  return std::max<size_t>(1, std::min(segment_bytes(), comm::kRingWindow * segment_bytes() / peers));
+}
 
 }  // namespace
 
