@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "comm/launch.h"
+#include "tools/bench_command.h"
 #include "tools/collectives_command.h"
 #include "tools/console.h"
 #include "tools/evaluate_command.h"
@@ -22,6 +23,7 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   int exit_code = 0;
   rz::tools::add_train_command(app, exit_code);
+  rz::tools::add_bench_command(app, exit_code);
   rz::tools::add_sample_command(app, exit_code);
   rz::tools::add_sampler_command(app);
   rz::tools::add_evaluate_command(app, exit_code);

@@ -2,10 +2,8 @@
 
 #include <memory>
 
-#include "comm/launch.h"
-#include "runtime/core/allocator.h"
 #include "tools/job_flags.h"
-#include "tools/session.h"
+#include "tools/launch_job.h"
 #include "tools/train.h"
 
 namespace rz::tools {
@@ -16,23 +14,6 @@ struct Flags {
   JobFlags job;
   TrainOptions options;
 };
-
-comm::LaunchOptions launch_options(const ringzero::Job& job) {
-  const auto& c = job.communication();
-  comm::LaunchOptions options;
-  switch (c.transport()) {
-    case ringzero::Communication::AUTO: break;
-    case ringzero::Communication::THREADS: options.transport = comm::TransportKind::threads; break;
-    case ringzero::Communication::MPI: options.transport = comm::TransportKind::mpi; break;
-  }
-  const bool threads = options.transport == comm::TransportKind::threads || !comm::under_mpirun();
-  if (threads) options.ranks = static_cast<int>(c.ranks());
-  options.deadline_s = c.deadline_s();
-  options.network = network_of(job);
-  options.fuzz_seed = job.experiment().fuzz_seed();
-  allocator::set_poison(options.fuzz_seed != 0);
-  return options;
-}
 
 }  // namespace
 

@@ -4,6 +4,7 @@
 #include <unordered_map>
 
 #include "runtime/autograd/grad_mode.h"
+#include "runtime/core/op_profile.h"
 #include "runtime/kernels/backend.h"
 
 namespace rz::autograd {
@@ -49,6 +50,7 @@ class Engine {
   void run(const std::vector<std::pair<Tensor, Tensor>>& roots) {
     CategoryScope category(Category::activation_gradient);
     NoGrad no_grad;
+    const OpProfile::Walk walk;
     try {
       collect(roots);
       mark_needed();
@@ -188,6 +190,7 @@ class Engine {
       inputs.inputs_ = node.inputs;
       for (const auto& input : node.inputs) inputs.wanted_.push_back(input && is_wanted(*input) ? 1 : 0);
       node.backward(grad, inputs);
+      if (OpProfile* profile = OpProfile::current()) profile->ended(node.name, OpProfile::Phase::backward);
     }
     // Counted per edge, not per contribution: a node that got no gradient, or gave none, still counts towards ready().
     for (const auto& input : node.inputs)

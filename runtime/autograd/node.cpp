@@ -1,6 +1,7 @@
 #include "runtime/autograd/node.h"
 
 #include "runtime/autograd/grad_mode.h"
+#include "runtime/core/op_profile.h"
 
 namespace rz::autograd {
 
@@ -58,6 +59,7 @@ bool needs_grad(std::initializer_list<Tensor> inputs) { return any_needs_grad(in
 bool needs_grad(const std::vector<Tensor>& inputs) { return any_needs_grad(inputs); }
 
 Tensor record(const char* name, Tensor output, std::vector<Tensor> inputs, BackwardFunction backward) {
+  if (OpProfile* profile = OpProfile::current()) profile->op_ended(name);
   if (!needs_grad(inputs)) return output;
   RZ_CHECK(find_meta(output) == nullptr, "{}: its output already belongs to the graph", name);
   auto node = std::make_shared<Node>();

@@ -230,9 +230,10 @@ void* allocate(size_t bytes) {
   g_stats.requested_bytes += static_cast<int64_t>(bytes);
   g_stats.mapped_bytes = g_stats.requested_bytes;
   ++g_stats.system_allocations;
-  return pointer;
+  return poisoned(pointer, bytes);
 }
 
+// No poison here: AddressSanitizer reports the use of freed memory itself.
 void deallocate(void* pointer, size_t bytes) noexcept {
   std::free(pointer);
   std::lock_guard lock(g_mutex);

@@ -4,6 +4,8 @@
 
 #include <chrono>
 
+#include "runtime/core/op_profile.h"
+
 namespace rz {
 
 int64_t steady_now_ns() {
@@ -87,6 +89,7 @@ void Recorder::end_step() {
 Recorder::State Recorder::set(State state, int64_t value) {
   const State before = state_;
   state_ = state;
+  if (OpProfile* profile = OpProfile::current()) profile->ended(name(before.activity), OpProfile::Phase::other);
   if (recording_) {
     const int64_t now = steady_now_ns();
     steps_.back().events.push_back({Event::Kind::activity, state.activity, state.name, now, now, value});
@@ -110,6 +113,7 @@ int64_t Recorder::issue(uint32_t group, const std::vector<int>& members) {
 }
 
 void Recorder::wait(int64_t operation, int64_t begin_ns, int64_t end_ns) {
+  if (OpProfile* profile = OpProfile::current()) profile->ended("communication wait", OpProfile::Phase::other);
   if (recording_) steps_.back().events.push_back({Event::Kind::wait, state_.activity, kNoName, begin_ns, end_ns, operation});
 }
 

@@ -1,6 +1,7 @@
 // The attention family on the CPU: checks of shapes, choice of types, and the rotary embedding on its own.
 #include "runtime/kernels/attention.h"
 
+#include "runtime/core/op_profile.h"
 #include "runtime/core/parallel.h"
 #include "runtime/kernels/backend.h"
 #include "runtime/kernels/cpu/attention_passes.h"
@@ -35,6 +36,13 @@ void check_table(const Tensor& table, int64_t width, int64_t offset, int64_t tok
            offset + tokens, x.str(), table.str());
 }
 
+// Of one product of queries and keys, or of weights and values; masked pairs do not count.
+double product_flops(const AttentionSizes& s, bool causal) {
+  int64_t pairs = 0;
+  for (int64_t row = 0; row < s.queries; ++row) pairs += visible_keys(s, causal, row);
+  return 2.0 * static_cast<double>(s.batch * s.heads * s.width) * static_cast<double>(pairs);
+}
+
 class CpuAttentionKernels final : public AttentionKernels {
  public:
   void forward(const AttentionCall& call, const Tensor& q, const Tensor& k, const Tensor& v, Tensor& out, Tensor& lse) override {
@@ -43,6 +51,7 @@ class CpuAttentionKernels final : public AttentionKernels {
              out.str(), q.str());
     RZ_CHECK(!lse.defined() || (lse.numel() == s.batch * s.heads * s.queries && lse.is_contiguous()),
              "attention: log-sum-exp {} does not fit q {}", lse.str(), q.str());
+    count_flops(2 * product_flops(s, call.causal));
     dispatch_floating(q.dtype(), "attention", [&](auto tag) {
       using T = typename decltype(tag)::type;
       if (call.rope.defined()) check_table<compute_t<T>>(call.rope, s.width, call.rope_offset, s.queries, q);
@@ -60,6 +69,7 @@ class CpuAttentionKernels final : public AttentionKernels {
     for (const Tensor* t : {&grad, &out, static_cast<const Tensor*>(&dq)}) check(*t, q);
     check(dk, k);
     check(dv, v);
+    count_flops(4 * product_flops(s, call.causal));  // the scores computed again are not the model's
     dispatch_floating(q.dtype(), "attention", [&](auto tag) {
       using T = typename decltype(tag)::type;
       if (call.rope.defined()) check_table<compute_t<T>>(call.rope, s.width, call.rope_offset, s.queries, q);

@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "runtime/core/op_profile.h"
 #include "runtime/core/parallel.h"
 #include "runtime/core/rank_context.h"
 #include "runtime/kernels/backend.h"
@@ -364,6 +365,11 @@ Tensor data_gradient_panels(const ConvSizes& s, Plan& plan, const T* weight) {
   return packed;
 }
 
+// Of one pass; multiplications with the zeros around an image count.
+double product_flops(const ConvSizes& s) {
+  return 2.0 * static_cast<double>(s.images * s.out_height * s.out_width * s.out) * static_cast<double>(s.kernel_h * s.kernel_w * s.in);
+}
+
 class CpuConvKernels final : public ConvKernels {
  public:
   void forward(const Tensor& x, const Tensor& weight, const Tensor& bias, const ConvWindow& window, ConvActivation activation,
@@ -372,6 +378,7 @@ class CpuConvKernels final : public ConvKernels {
     RZ_CHECK(!bias.defined() || (bias.shape() == Shape{s.out} && bias.is_contiguous() && bias.dtype() == y.dtype()),
              "convolution: a bias of {} does not fit weights of {}", bias.str(), weight.str());
     if (y.numel() == 0) return;
+    count_flops(product_flops(s));
     dispatch_floating(y.dtype(), "convolution", [&](auto tag) {
       using T = typename decltype(tag)::type;
       using C = compute_t<T>;
@@ -393,6 +400,7 @@ class CpuConvKernels final : public ConvKernels {
   void data_gradient(const Tensor& grad, const Tensor& weight, const ConvWindow& window, Tensor& dx, bool accumulate) override {
     const ConvSizes s = conv_sizes(dx, weight, window, grad);
     if (dx.numel() == 0) return;
+    count_flops(product_flops(s));
     dispatch_floating(dx.dtype(), "convolution", [&](auto tag) {
       using T = typename decltype(tag)::type;
       Plan plan = data_gradient_plan(s);
@@ -408,6 +416,7 @@ class CpuConvKernels final : public ConvKernels {
       if (!accumulate) elementwise_kernels().fill(dweight, 0);
       return;
     }
+    count_flops(product_flops(s));
     dispatch_floating(grad.dtype(), "convolution", [&](auto tag) {
       using T = typename decltype(tag)::type;
       run_weight_gradient<T>(s, grad.data<T>(), x.data<T>(), dweight.data<T>(), accumulate);

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "runtime/core/op_profile.h"
 #include "runtime/core/parallel.h"
 #include "runtime/core/rank_context.h"
 #include "runtime/kernels/backend.h"
@@ -121,6 +122,7 @@ class CpuMatmulKernels final : public MatmulKernels {
              "matmul: a bias of {} does not fit {} columns", options.bias.str(), right.columns);
     if (out.numel() == 0) return;
     if (left.columns == 0) return empty_sum(out, options);
+    count_flops(2.0 * static_cast<double>(out.numel()) * static_cast<double>(left.columns));
     dispatch_floating(out.dtype(), "matmul", [&](auto tag) {
       using T = typename decltype(tag)::type;
       Gemm<T> g;
