@@ -605,15 +605,17 @@ TEST_F(Recorded, FitsLinksAndCostsThatItWasNotTold) {
 }
 
 TEST_F(Recorded, AnswersQuestionsAboutARealRun) {
-  Predictor predictor(recorded_run(run(job({"communication.link=1Gbit,20us"}), 2, "run")));
+  RecordedRun recorded = recorded_run(run(job({"communication.link=1Gbit,20us"}), 2, "run"));
+  // What progress threads do costs nothing while main threads wait for slow links: with it a faster link may be slower.
+  recorded.costs.work = {};
+  Predictor predictor(std::move(recorded));
   const Prediction same = predictor.predict({});
   EXPECT_EQ(same.ranks, 2);
   EXPECT_EQ(same.batch, 8);
   EXPECT_GT(same.run.timing.step_ms, 0);
   const Sweep links = run_sweep(predictor, {}, "link");
-  // But for what progress threads do while main threads wait for slower links, and beside them where links are fast.
   for (size_t i = 1; i < links.points.size(); ++i)
-    EXPECT_LE(links.points[i].prediction.run.timing.step_ms, 1.01 * links.points[i - 1].prediction.run.timing.step_ms) << links.points[i].label;
+    EXPECT_LE(links.points[i].prediction.run.timing.step_ms, links.points[i - 1].prediction.run.timing.step_ms) << links.points[i].label;
   const Sweep buckets = run_sweep(predictor, {}, "bucket");
   EXPECT_GT(buckets.points.front().prediction.collectives, buckets.points.back().prediction.collectives);
   EXPECT_EQ(buckets.points.back().prediction.collectives, 3u);  // the outermost unit's, all others', scalars
