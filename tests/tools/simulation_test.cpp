@@ -542,6 +542,20 @@ TEST_F(Recorded, ProgressThreadsWorkIsNotTheMainThreadsCompute) {
   EXPECT_GT(recorded_run(synthetic.trace).costs.work.message_ns, 0);
 }
 
+// While all main threads wait, progress threads may want more than there is: nobody computes then.
+TEST_F(Recorded, ProgressThreadsOfFewCoresLeaveNumbers) {
+  Synthetic synthetic(job({"communication.link=1Gbit,10us"}), 3);
+  for (RankTrace& t : synthetic.trace.ranks) {
+    t.cores = 2;
+    for (trace::Step& step : t.steps)
+      for (trace::Operation& o : step.operations) o.cpu_ns = o.done_ns - o.started_ns;
+  }
+  const RecordedRun run = recorded_run(synthetic.trace);
+  for (const auto& rank : run.steps)
+    for (const RecordedStep& step : rank)
+      for (const double ns : step.intervals_ns) EXPECT_TRUE(ns >= 0 && ns < 1e12) << ns;
+}
+
 TEST_F(Recorded, ReplaysWhatItRecorded) {
   // Nothing is exposed: there is nothing but compute, and every rank computes the same.
   const Synthetic synthetic(job({"communication.link=1Gbit,10us"}), 2);

@@ -74,7 +74,8 @@ class CoreTime {
     double rate;  // from here on
   };
   static double rate(int computing, double progress, int cores) {
-    return computing + progress <= cores ? 1.0 : std::max(0.0, cores - progress) / computing;
+    if (computing == 0 || computing + progress <= cores) return 1.0;
+    return std::max(0.0, cores - progress) / computing;
   }
   double at(int64_t time) const {
     const auto after = std::ranges::upper_bound(points_, time, {}, &Point::time);
