@@ -4,6 +4,7 @@
 
 #include "models/diffusion/state.h"
 #include "runtime/autograd/grad_mode.h"
+#include "runtime/core/rank_context.h"
 #include "runtime/core/trace.h"
 #include "runtime/ops/loss.h"
 #include "runtime/ops/ops.h"
@@ -36,19 +37,32 @@ DiffusionTask::DiffusionTask(const ringzero::Job& job, models::ImageDataset data
     : ImageTask(job, std::move(dataset)),
       network_(make_network(job, info_)),
       objective_(make_process(job, info_)),
-      label_drop_(job.diffusion().label_drop()) {}
+      label_drop_(job.diffusion().label_drop()) {
+  const std::string& pairs = job.diffusion().pairs();
+  if (!pairs.empty()) pairs_.emplace(pairs, info_.size, info_.classes(), job.images().validation_fraction());
+}
 
-diffusion::LossResult DiffusionTask::loss(const models::ImageBatch& batch, double label_drop, const models::SampleKey& key, double scale) {
+uint64_t DiffusionTask::data_digest() const {
+  const uint64_t images = ImageTask::data_digest();
+  return pairs_ && !dry_run() ? images * 31 + pairs_->digest() : images;
+}
+
+diffusion::LossResult DiffusionTask::loss(const models::PairBatch& batch, double label_drop, const models::SampleKey& key, double scale) {
   diffusion::Conditioning conditioning;
   if (network_->classes() > 0) {
     const CategoryScope category(Category::input);
-    conditioning.labels = diffusion::drop_labels(batch.labels, label_drop, network_->null_label(), key);
+    conditioning.labels = diffusion::drop_labels(batch.data.labels, label_drop, network_->null_label(), key);
   }
-  return objective_.loss(bind_network(*network_, key), batch.images, conditioning, key, scale);
+  return objective_.loss(bind_network(*network_, key), batch.data.images, conditioning, key, scale, batch.noise);
 }
 
 optim::MicroLoss DiffusionTask::train_loss(int64_t step, models::SampleRange samples, int64_t global_samples) {
-  auto result = loss(train_batch(step, samples), label_drop_, train_key(step, samples), 1.0 / static_cast<double>(global_samples));
+  const auto batch = [&]() -> models::PairBatch {
+    if (!pairs_) return {train_batch(step, samples), {}};
+    const trace::Scope activity(trace::Activity::data);
+    return pairs_->train_batch(seed_, step, samples.begin, samples.count());
+  }();
+  auto result = loss(batch, label_drop_, train_key(step, samples), 1.0 / static_cast<double>(global_samples));
   return {std::move(result.loss), result.sum, samples.count()};
 }
 
@@ -56,7 +70,8 @@ EvaluationSum DiffusionTask::evaluate(models::SampleRange samples) {
   const autograd::NoGrad no_grad;
   const bool was_training = network_->training();
   network_->train(false);
-  const auto result = loss(validation_batch(samples), 0, validation_key(samples), 1.0);
+  const auto batch = pairs_ ? pairs_->validation_batch(samples.begin, samples.count()) : models::PairBatch{validation_batch(samples), {}};
+  const auto result = loss(batch, 0, validation_key(samples), 1.0);
   network_->train(was_training);
   return {result.sum, samples.count()};
 }

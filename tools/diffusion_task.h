@@ -3,6 +3,7 @@
 
 #include <optional>
 
+#include "models/data/image_pairs.h"
 #include "models/diffusion/objective.h"
 #include "tools/image_model.h"
 #include "tools/task.h"
@@ -34,7 +35,7 @@ class ImageTask : public Task {
   ImagesInfo info_;
 };
 
-// A UNet or a DiT and a process. The loss of a sample is a mean over its values.
+// A UNet or a DiT and a process, trained on images, or on pairs of noise and image. The loss of a sample is a mean over its values.
 class DiffusionTask final : public ImageTask {
  public:
   DiffusionTask(const ringzero::Job& job, models::ImageDataset dataset);
@@ -43,13 +44,16 @@ class DiffusionTask final : public ImageTask {
   optim::MicroLoss train_loss(int64_t step, models::SampleRange samples, int64_t global_samples) override;
   EvaluationSum evaluate(models::SampleRange samples) override;
   const char* loss_unit() const override { return "per value"; }
+  int64_t evaluation_samples() const override { return pairs_ ? pairs_->held_out() : ImageTask::evaluation_samples(); }
+  uint64_t data_digest() const override;
 
  private:
-  models::diffusion::LossResult loss(const models::ImageBatch& batch, double label_drop, const models::SampleKey& key, double scale);
+  models::diffusion::LossResult loss(const models::PairBatch& batch, double label_drop, const models::SampleKey& key, double scale);
 
   std::unique_ptr<models::diffusion::ImageNetwork> network_;
   models::diffusion::Objective objective_;
   double label_drop_;
+  std::optional<models::ImagePairs> pairs_;
 };
 
 // Cross entropy against the images' classes; on noised images where the classifier has noise levels.

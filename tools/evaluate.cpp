@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "models/diffusion/likelihood.h"
+#include "models/diffusion/reflow.h"
 #include "models/diffusion/variational.h"
 #include "runtime/autograd/grad_mode.h"
 #include "runtime/core/random.h"
@@ -25,6 +26,7 @@ namespace diffusion = models::diffusion;
 constexpr int64_t kImagesAtOnce = 100;
 constexpr int64_t kNeighbour = 3;
 constexpr double kAnchorNoise = 0.3;
+constexpr int64_t kStraightnessSamples = 200, kStraightnessSteps = 20;
 
 // The classifier and what it says of images.
 struct Judge {
@@ -35,6 +37,7 @@ struct Judge {
 Judge load_judge(const std::string& run, const ImagesInfo& info, comm::Communicator& comm) {
   const ringzero::Job job = load_job(run + "/job.textproto");
   RZ_CONFIG_CHECK(job.has_classifier() && !job.classifier().noise_levels(), "{} trained no classifier without noise levels", run);
+  check_same_images(run, info);
   Judge judge{classifier_config(job, info), nullptr};
   judge.model = std::make_unique<diffusion::Classifier>(judge.config);
   load_weights(*judge.model, job, run, comm);
@@ -158,6 +161,31 @@ nlohmann::ordered_json bits_per_dimension(TrainedDiffusion& model, const models:
   return json;
 }
 
+bool is_flow(const diffusion::Path& path) { return path.at(1).a == 0 && path.at(1).s == 1; }
+
+// Of the first samples' ways from noise to data, as Euler's method goes them.
+nlohmann::ordered_json straightness(const TrainedDiffusion& model, const SamplingPlan& plan, const ImageSampleOptions& options, comm::Communicator& comm) {
+  const int64_t count = std::min(options.count, kStraightnessSamples);
+  const auto grid = diffusion::make_grid({.kind = diffusion::GridKind::trailing}, *plan.process.path, kStraightnessSteps);
+  const auto labels = sample_labels(model, options);
+  const std::string all = gather_parts(comm, count, [&](int64_t begin, int64_t end) {
+    std::string own;
+    for (int64_t at = begin; at < end; at += options.batch) {
+      const int64_t to = std::min(end, at + options.batch);
+      const auto values = diffusion::straightness(*plan.denoiser, *plan.process.path, grid, start_of_samples(model, plan, options, at, to),
+                                                  conditioning_of(model, labels, at, to));
+      own.append(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(double));
+    }
+    return own;
+  });
+  std::vector<double> values(static_cast<size_t>(count));
+  std::memcpy(values.data(), all.data(), all.size());
+  nlohmann::ordered_json json = mean_and_error(values);
+  json["samples"] = count;
+  json["steps"] = kStraightnessSteps;
+  return json;
+}
+
 void print(const nlohmann::ordered_json& json) {
   fmt::print("{} samples of {} (step {}): preset {}, {} evaluations each, guidance {}\n", json["samples"].get<int64_t>(), json["run"].get<std::string>(),
              json["step"].get<int64_t>(), json["preset"].get<std::string>(), json["evaluations"].get<int64_t>(), json["guidance"].get<double>());
@@ -169,6 +197,9 @@ void print(const nlohmann::ordered_json& json) {
   row("samples", json["generated"]);
   row("floor: validation images", json["floor"]);
   row(fmt::format("anchor: these with noise of {}", kAnchorNoise), json["anchor"]);
+  if (json.contains("straightness"))
+    fmt::print("straightness (0: straight lines): {:.4f} +- {:.4f} over {} steps of {} samples\n", json["straightness"]["mean"].get<double>(),
+               json["straightness"]["standard_error"].get<double>(), json["straightness"]["steps"].get<int64_t>(), json["straightness"]["samples"].get<int64_t>());
   if (!json.contains("bits_per_dimension")) return;
   const auto& bits = json["bits_per_dimension"];
   for (const char* kind : {"probability_flow", "variational_bound"})
@@ -180,7 +211,7 @@ void print(const nlohmann::ordered_json& json) {
 }  // namespace
 
 void evaluate_run(const EvaluateOptions& options, comm::Communicator& comm) {
-  TrainedDiffusion model = load_diffusion(options.run, comm);
+  TrainedDiffusion model = load_diffusion(options.run, comm, options.sampling.guide);
   const models::ImageDataset dataset = load_images(model.job);
   const int64_t count = options.sampling.count;
   const int64_t held_out = dataset.images(models::Split::validation).count(), trained = dataset.images(models::Split::train).count();
@@ -232,11 +263,13 @@ void evaluate_run(const EvaluateOptions& options, comm::Communicator& comm) {
   json["reference_images"] = reference;
   json["sampling_seconds"] = seconds;
   json["digest"] = fmt::format("{:016x}", stable_hash({reinterpret_cast<const char*>(levels.data()), levels.size()}));
+  if (model.guide) json["classifier_guidance"] = options.sampling.classifier_guidance.value_or(1);
+  if (is_flow(*plan.process.path)) json["straightness"] = straightness(model, plan, options.sampling, comm);
   if (options.likelihood > 0) json["bits_per_dimension"] = bits_per_dimension(model, dataset, options, comm);
   on_rank_zero(comm, "evaluation", [&] {
     const Yardstick yardstick(real.features, count);
     json["generated"] = yardstick.measure(generated.features);
-    if (model.network->classes() > 0 && options.sampling.guidance != 0)
+    if (model.guide || (model.network->classes() > 0 && options.sampling.guidance != 0))
       json["generated"]["class_accuracy"] = agreement(generated.classes, sample_labels(model, options.sampling));
     json["floor"] = yardstick.measure(validation.features);
     const auto names = dataset.images(models::Split::validation).labels().first(static_cast<size_t>(floor));

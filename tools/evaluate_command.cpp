@@ -17,7 +17,7 @@ void add_evaluate_command(CLI::App& app, int& exit_code) {
   };
   auto flags = std::make_shared<Flags>();
   EvaluateOptions& o = flags->options;
-  auto* c = app.add_subcommand("evaluate", "measure a diffusion run's images: Frechet distance, precision, recall, class accuracy, bits per dimension");
+  auto* c = app.add_subcommand("evaluate", "measure a diffusion run's images: Frechet distance, precision, recall, class accuracy, straightness of flows, bits per dimension");
   c->add_option("run", o.run, "run directory of a diffusion model")->required();
   c->add_option("--classifier", o.classifier, "run directory of a classifier of the same images (examples/fashion_classifier.textproto)")->required();
   c->add_option("--count", o.sampling.count, "samples to measure; figures of different numbers cannot be compared")->capture_default_str();

@@ -4,6 +4,7 @@
 
 #include "models/data/load_images.h"
 #include "models/diffusion/dit.h"
+#include "models/diffusion/reflow.h"
 #include "models/diffusion/unet.h"
 #include "runtime/core/rank_context.h"
 #include "runtime/ops/shape.h"
@@ -102,7 +103,8 @@ diffusion::PresetOptions preset_options(const ringzero::Diffusion& m, double sig
 }
 
 diffusion::Process make_process(const ringzero::Job& job, const ImagesInfo& info) {
-  return diffusion::make_preset(job.diffusion().preset(), preset_options(job.diffusion(), info.sigma_data));
+  auto process = diffusion::make_preset(job.diffusion().preset(), preset_options(job.diffusion(), info.sigma_data));
+  return job.diffusion().distill() ? diffusion::one_step_distillation(std::move(process)) : process;
 }
 
 std::unique_ptr<diffusion::ImageNetwork> make_network(const ringzero::Job& job, const ImagesInfo& info) {
@@ -153,7 +155,9 @@ diffusion::ClassifierConfig classifier_config(const ringzero::Job& job, const Im
 diffusion::Network bind_network(diffusion::ImageNetwork& network, const models::SampleKey& key) {
   return [&network, key](const Tensor& x, const Tensor& noise_B, const diffusion::Conditioning& conditioning) {
     const DType weights = network.parameters().front()->value.dtype();
-    return ops::cast(network.forward(ops::cast(x, weights), noise_B, conditioning, key), x.dtype());
+    // Labels may be there for a guide alone.
+    const diffusion::Conditioning known = network.classes() > 0 ? conditioning : diffusion::Conditioning{};
+    return ops::cast(network.forward(ops::cast(x, weights), noise_B, known, key), x.dtype());
   };
 }
 

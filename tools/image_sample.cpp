@@ -4,11 +4,14 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <nlohmann/json.hpp>
 
 #include "models/data/batch.h"
+#include "models/data/npy.h"
+#include "models/diffusion/reflow.h"
 #include "optim/checkpoint/agreement.h"
 #include "optim/checkpoint/checkpoint.h"
 #include "runtime/autograd/engine.h"
@@ -61,16 +64,20 @@ Tensor labels_tensor(const std::vector<int32_t>& labels, int64_t begin, int64_t 
   return Tensor::of<int32_t>({end - begin}, {labels.begin() + begin, labels.begin() + end}, "labels");
 }
 
-diffusion::Conditioning conditioning_of(const TrainedDiffusion& model, const std::vector<int32_t>& labels, int64_t begin, int64_t end) {
-  return model.network->classes() > 0 ? diffusion::Conditioning{labels_tensor(labels, begin, end)} : diffusion::Conditioning{};
+Shape batch_shape(const TrainedDiffusion& model, int64_t count) {
+  const models::ImageSize& size = model.info.size;
+  return {count, size.height, size.width, size.channels};
+}
+
+std::string bytes_of(const Tensor& x) {
+  const auto values = x.to_vector<float>();
+  return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float)};
 }
 
 Tensor draw(const TrainedDiffusion& model, const SamplingPlan& plan, const ImageSampleOptions& options, const std::vector<int32_t>& labels,
             int64_t begin, int64_t end, const diffusion::StepHook<Tensor>& hook = {}) {
   const diffusion::SampleRows rows{options.seed, static_cast<uint64_t>(begin)};
-  const models::ImageSize& size = model.info.size;
-  Tensor x = diffusion::start_state(plan.config, *plan.process.path, plan.grid, {end - begin, size.height, size.width, size.channels}, rows);
-  return diffusion::sample(*plan.denoiser, *plan.process.path, plan.grid, plan.config, x, conditioning_of(model, labels, begin, end), rows, hook);
+  return diffusion::sample(*plan.denoiser, *plan.process.path, plan.grid, plan.config, start_of_samples(model, plan, options, begin, end), conditioning_of(model, labels, begin, end), rows, hook);
 }
 
 std::vector<uint8_t> levels(const Tensor& x) { return levels_of(x.to_vector<float>()); }
@@ -93,40 +100,82 @@ Sheet denoising_strip(const TrainedDiffusion& model, const SamplingPlan& plan, c
 
 }  // namespace
 
+WeightNames weight_names(const ringzero::Job& job) {
+  const bool averaged = job.training().ema_decay() > 0;
+  return {averaged ? "average." : "model.", {"optimizer.", averaged ? "model." : "average."}};
+}
+
 int64_t load_weights(nn::Module& module, const ringzero::Job& job, const std::string& run, comm::Communicator& comm) {
   module.materialize(job.seed());
-  const bool averaged = job.training().ema_decay() > 0;
+  const WeightNames names = weight_names(job);
   std::vector<checkpoint::SliceToLoad> slices;
   for (nn::Parameter* p : module.parameters())
-    slices.push_back({(averaged ? "average." : "model.") + p->name, DType::f32, p->shape(), 0, p->numel(), p->value.raw_data()});
+    slices.push_back({names.prefix + p->name, DType::f32, p->shape(), 0, p->numel(), p->value.raw_data()});
   checkpoint::LoadOptions options;
-  options.skip_prefixes = {"optimizer.", averaged ? "model." : "average."};
+  options.skip_prefixes = names.skipped;
   const auto info = checkpoint::load(checkpoint::real_file_system(), RunDirectory::checkpoint_path(run), std::nullopt, slices, comm, options);
   if (comm.rank() == 0)
     for (const auto& note : info.notes) fmt::print(stderr, "ringzero: {}\n", note);
   return info.step;
 }
 
-TrainedDiffusion load_diffusion(const std::string& run, comm::Communicator& comm) {
+ImagesInfo read_images_info(const std::string& run) {
+  const std::string path = run + "/" + kImagesFile;
+  return parse_images_info(read_file(path), path);
+}
+
+ImagesInfo check_same_images(const std::string& run, const ImagesInfo& images) {
+  ImagesInfo info = read_images_info(run);
+  RZ_CONFIG_CHECK(info.size == images.size && info.classes() == images.classes(),
+                  "{} was trained on images of {} in {} classes; these are {} in {}: take a classifier of the same images", run, info.size.str(), info.classes(),
+                  images.size.str(), images.classes());
+  return info;
+}
+
+namespace {
+
+template <class Module>
+void freeze(Module& module) {
+  module.train(false);
+  for (nn::Parameter* p : module.parameters()) autograd::set_requires_grad(p->value, false);
+}
+
+std::shared_ptr<const Guide> load_guide(const std::string& run, const ImagesInfo& images, comm::Communicator& comm) {
+  const ringzero::Job job = load_job(run + "/job.textproto");
+  RZ_CONFIG_CHECK(job.has_classifier() && job.classifier().noise_levels(), "{} trained no classifier with noise levels (classifier.noise_levels)", run);
+  const ImagesInfo info = check_same_images(run, images);
+  auto guide = std::make_shared<Guide>();
+  guide->process = make_process(job, info);
+  guide->model = std::make_unique<diffusion::Classifier>(classifier_config(job, info));
+  load_weights(*guide->model, job, run, comm);
+  freeze(*guide->model);
+  return guide;
+}
+
+}  // namespace
+
+TrainedDiffusion load_diffusion(const std::string& run, comm::Communicator& comm, const std::string& guide) {
   TrainedDiffusion model;
   model.job = load_job(run + "/job.textproto");
   RZ_CONFIG_CHECK(is_diffusion(model.job), "{} trained no diffusion model", run);
-  const std::string path = run + "/" + kImagesFile;
-  model.info = parse_images_info(read_file(path), path);
+  model.info = read_images_info(run);
   model.process = make_process(model.job, model.info);
   model.network = make_network(model.job, model.info);
   model.step = load_weights(*model.network, model.job, run, comm);
-  model.network->train(false);
-  for (nn::Parameter* p : model.network->parameters()) autograd::set_requires_grad(p->value, false);
+  freeze(*model.network);
+  if (!guide.empty()) model.guide = load_guide(guide, model.info, comm);
   return model;
 }
 
 SamplingPlan plan_sampling(TrainedDiffusion& model, const ImageSampleOptions& options) {
   RZ_CONFIG_CHECK(options.count >= 1 && options.batch >= 1, "{} samples in batches of {}: both must be at least 1", options.count, options.batch);
-  const int64_t classes = model.network->classes();
+  const int64_t classes = model.classes();
   RZ_CONFIG_CHECK(!options.label || classes > 0, "this run is not conditional: it has no class {}", *options.label);
   RZ_CONFIG_CHECK(!options.label || (*options.label >= 0 && *options.label < classes), "class {} is not in [0, {})", *options.label, classes);
-  RZ_CONFIG_CHECK(options.guidance == 1 || classes > 0, "this run is not conditional: guidance {} is not possible", options.guidance);
+  const bool conditional = model.network->classes() > 0;
+  RZ_CONFIG_CHECK(!options.classifier_guidance || model.guide, "guidance by a classifier needs one: give --guide RUN, a classifier with noise levels");
+  RZ_CONFIG_CHECK(std::isfinite(options.classifier_guidance.value_or(1)), "classifier guidance of {} is not finite", *options.classifier_guidance);
+  RZ_CONFIG_CHECK(options.guidance == 1 || conditional, "this run is not conditional: guidance {} is not possible", options.guidance);
   RZ_CONFIG_CHECK(options.guidance == 1 || model.job.diffusion().label_drop() > 0,
                   "this run dropped no labels (diffusion.label_drop 0): it does not know the unconditional denoiser that guidance {} needs",
                   options.guidance);
@@ -141,8 +190,20 @@ SamplingPlan plan_sampling(TrainedDiffusion& model, const ImageSampleOptions& op
                   "variance learned needs a network that was trained with a learned range of variances (preset iddpm), not with {}", model.process.preset);
   diffusion::DenoiserPtr d =
       std::make_shared<diffusion::NetworkDenoiser>(bind_network(*model.network, {}), model.process.path, model.process.parametrization, learned);
-  if (classes > 0) d = std::make_shared<diffusion::GuidedDenoiser>(d, options.guidance, model.network->null_label());
-  if (!same_path(*model.process.path, *plan.process.path)) d = std::make_shared<diffusion::ConvertedDenoiser>(d, model.process.path, plan.process.path);
+  if (conditional) d = std::make_shared<diffusion::GuidedDenoiser>(d, options.guidance, model.network->null_label());
+  diffusion::PathPtr path = model.process.path;
+  const auto convert_to = [&](const diffusion::PathPtr& to) {
+    if (!same_path(*path, *to)) d = std::make_shared<diffusion::ConvertedDenoiser>(d, path, to);
+    path = to;
+  };
+  if (model.guide) {
+    // Where the classifier knows the noise levels: on the path that it was trained on.
+    const diffusion::Process& known = model.guide->process;
+    convert_to(known.path);
+    d = std::make_shared<diffusion::ClassifierGuidedDenoiser>(d, diffusion::log_likelihood_of(*model.guide->model), known.path, known.parametrization.noise,
+                                                              options.classifier_guidance.value_or(1));
+  }
+  convert_to(plan.process.path);
   if (options.clamp.value_or(plan.process.path->steps() > 1)) d = std::make_shared<diffusion::ClampedDenoiser>(d, plan.process.path);
   plan.denoiser = d;
   plan.evaluations = diffusion::evaluations(plan.config, *plan.process.path, plan.grid) * (options.guidance == 0 || options.guidance == 1 ? 1 : 2);
@@ -151,9 +212,17 @@ SamplingPlan plan_sampling(TrainedDiffusion& model, const ImageSampleOptions& op
 
 std::vector<int32_t> sample_labels(const TrainedDiffusion& model, const ImageSampleOptions& options) {
   std::vector<int32_t> labels(static_cast<size_t>(options.count));
-  const int64_t classes = std::max<int64_t>(1, model.network->classes());
+  const int64_t classes = std::max<int64_t>(1, model.classes());
   for (int64_t i = 0; i < options.count; ++i) labels[static_cast<size_t>(i)] = static_cast<int32_t>(options.label.value_or(i % classes));
   return labels;
+}
+
+diffusion::Conditioning conditioning_of(const TrainedDiffusion& model, const std::vector<int32_t>& labels, int64_t begin, int64_t end) {
+  return model.classes() > 0 ? diffusion::Conditioning{labels_tensor(labels, begin, end)} : diffusion::Conditioning{};
+}
+
+Tensor start_of_samples(const TrainedDiffusion& model, const SamplingPlan& plan, const ImageSampleOptions& options, int64_t begin, int64_t end) {
+  return diffusion::start_state(plan.config, *plan.process.path, plan.grid, batch_shape(model, end - begin), {options.seed, static_cast<uint64_t>(begin)});
 }
 
 std::string gather_parts(comm::Communicator& comm, int64_t count, const std::function<std::string(int64_t, int64_t)>& part) {
@@ -177,17 +246,98 @@ std::vector<uint8_t> sample_images(TrainedDiffusion& model, const SamplingPlan& 
   return {all.begin(), all.end()};
 }
 
+std::vector<uint8_t> interpolate_images(TrainedDiffusion& model, const SamplingPlan& plan, const ImageSampleOptions& options, int64_t from, int64_t to,
+                                        comm::Communicator& comm) {
+  RZ_CONFIG_CHECK(from >= 0 && to >= 0, "interpolation goes between the numbers of two samples, not from {} to {}", from, to);
+  RZ_CONFIG_CHECK(options.count >= 2, "interpolation shows both its ends: {} images are too few", options.count);
+  RZ_CONFIG_CHECK(diffusion::is_deterministic(plan.config.method) && plan.config.eta == 0 && plan.config.churn.amount == 0,
+                  "interpolation needs a deterministic sampler (--eta 0), not {} with eta {} and churn {}", diffusion::name(plan.config.method),
+                  plan.config.eta, plan.config.churn.amount);
+  const Tensor a = start_of_samples(model, plan, options, from, from + 1), b = start_of_samples(model, plan, options, to, to + 1);
+  const int64_t classes = std::max<int64_t>(1, model.classes());
+  const std::vector<int32_t> labels(static_cast<size_t>(options.count), static_cast<int32_t>(options.label.value_or(from % classes)));
+  const std::string all = gather_parts(comm, options.count, [&](int64_t begin, int64_t end) {
+    std::string own;
+    for (int64_t i = begin; i < end; ++i) {
+      // The ends are the samples themselves, to the bit.
+      const Tensor x = i == 0 ? a : i + 1 == options.count ? b : diffusion::interpolate_starts(a, b, static_cast<double>(i) / static_cast<double>(options.count - 1));
+      const auto image = levels(diffusion::sample(*plan.denoiser, *plan.process.path, plan.grid, plan.config, x, conditioning_of(model, labels, i, i + 1),
+                                                  {options.seed, static_cast<uint64_t>(from)}));
+      own.append(image.begin(), image.end());
+    }
+    return own;
+  });
+  return {all.begin(), all.end()};
+}
+
+uint64_t write_pairs(TrainedDiffusion& model, const SamplingPlan& plan, const ImageSampleOptions& options, const std::string& folder, comm::Communicator& comm) {
+  const std::vector<std::string> names = {"noise.npy", "images.npy", "labels.npy"};
+  on_rank_zero(comm, "pairs", [&] {
+    std::error_code error;
+    std::filesystem::create_directories(folder, error);
+    RZ_CONFIG_CHECK(!error, "{}: cannot be made: {}", folder, error.message());
+    for (const auto& name : names) RZ_CONFIG_CHECK(!std::filesystem::exists(folder + "/" + name), "{} holds {} already; name a new folder", folder, name);
+  });
+  diffusion::Process process = plan.process;
+  process.sampler = plan.config;
+  const auto labels = sample_labels(model, options);
+  const auto row = static_cast<size_t>(model.info.size.values()) * sizeof(float);
+  std::string noise, images;
+  // In blocks, so that only rank 0 ever holds all.
+  const int64_t block = options.batch * comm.size();
+  for (int64_t first = 0; first < options.count; first += block) {
+    const int64_t count = std::min(block, options.count - first);
+    const std::string part = gather_parts(comm, count, [&](int64_t begin, int64_t end) {
+      std::string own;
+      if (begin == end) return own;
+      const auto pairs = diffusion::reflow_pairs(*plan.denoiser, process, plan.grid, batch_shape(model, end - begin), conditioning_of(model, labels, first + begin, first + end),
+                                                 {options.seed, static_cast<uint64_t>(first + begin)});
+      const std::string x = bytes_of(pairs.noise), y = bytes_of(pairs.data);
+      for (size_t b = 0; b < static_cast<size_t>(end - begin); ++b) own.append(x, b * row, row).append(y, b * row, row);
+      return own;
+    });
+    if (comm.rank() != 0) continue;
+    for (size_t b = 0; b < static_cast<size_t>(count); ++b) noise.append(part, 2 * b * row, row), images.append(part, (2 * b + 1) * row, row);
+  }
+  uint64_t digest = 0;
+  on_rank_zero(comm, "pairs", [&] {
+    const models::ImageSize& size = model.info.size;
+    const std::vector<int64_t> shape = {options.count, size.height, size.width, size.channels};
+    digest = stable_hash(noise) * 31 + stable_hash(images);
+    const std::string_view label_bytes(reinterpret_cast<const char*>(labels.data()), labels.size() * sizeof(int32_t));
+    write_file_atomically(folder + "/" + names[0], models::npy_header("<f4", shape) + noise);
+    write_file_atomically(folder + "/" + names[1], models::npy_header("<f4", shape) + images);
+    write_file_atomically(folder + "/" + names[2], models::npy_header("<i4", {{options.count}}).append(label_bytes));
+    const nlohmann::ordered_json json = {{"run_name", model.job.name()}, {"step", model.step},          {"preset", plan.process.preset},
+                                         {"method", diffusion::name(plan.config.method)}, {"steps", plan.grid.size() - 1}, {"guidance", options.guidance},
+                                         {"seed", options.seed},         {"pairs", options.count},      {"digest", fmt::format("{:016x}", digest)}};
+    write_file_atomically(folder + "/pairs.json", json.dump(2) + "\n");
+  });
+  return digest;
+}
+
 void sample_images_command(const ImageSampleCommand& command, comm::Communicator& comm) {
-  TrainedDiffusion model = load_diffusion(command.run, comm);
+  RZ_CONFIG_CHECK(command.pairs.empty() || (command.grid.empty() && command.strip.empty() && command.interpolate.empty()),
+                  "--pairs writes arrays; draw --grid, --strip or --interpolate in another call");
+  RZ_CONFIG_CHECK(command.interpolate.empty() || (command.interpolate.size() == 2 && command.strip.empty()),
+                  "--interpolate takes the numbers of two samples, A,B, and no --strip");
+  TrainedDiffusion model = load_diffusion(command.run, comm, command.options.guide);
   const SamplingPlan plan = plan_sampling(model, command.options);
   const auto start = std::chrono::steady_clock::now();
-  const auto images = sample_images(model, plan, command.options, comm);
+  uint64_t digest = 0;
+  if (!command.pairs.empty()) {
+    digest = write_pairs(model, plan, command.options, command.pairs, comm);
+  } else {
+    const auto images = command.interpolate.empty() ? sample_images(model, plan, command.options, comm)
+                                                    : interpolate_images(model, plan, command.options, command.interpolate[0], command.interpolate[1], comm);
+    digest = stable_hash({reinterpret_cast<const char*>(images.data()), images.size()});
+    on_rank_zero(comm, "pictures", [&] {
+      const auto write = [](const std::string& path, const Sheet& sheet) { write_file_atomically(path, png_of(sheet.size, sheet.pixels)); };
+      if (!command.grid.empty()) write(command.grid, image_sheet(model.info.size, images, kColumns, model.info.padding));
+      if (!command.strip.empty()) write(command.strip, denoising_strip(model, plan, command.options));
+    });
+  }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  on_rank_zero(comm, "pictures", [&] {
-    const auto write = [](const std::string& path, const Sheet& sheet) { write_file_atomically(path, png_of(sheet.size, sheet.pixels)); };
-    if (!command.grid.empty()) write(command.grid, image_sheet(model.info.size, images, kColumns, model.info.padding));
-    if (!command.strip.empty()) write(command.strip, denoising_strip(model, plan, command.options));
-  });
   if (comm.rank() != 0) return;
   nlohmann::ordered_json json;
   json["run"] = command.run;
@@ -198,10 +348,11 @@ void sample_images_command(const ImageSampleCommand& command, comm::Communicator
   json["steps"] = plan.grid.size() - 1;
   json["eta"] = plan.config.eta;
   json["guidance"] = command.options.guidance;
+  if (model.guide) json["classifier_guidance"] = command.options.classifier_guidance.value_or(1);
   json["samples"] = command.options.count;
   json["evaluations"] = plan.evaluations;
   json["seconds"] = seconds;
-  json["digest"] = fmt::format("{:016x}", stable_hash({reinterpret_cast<const char*>(images.data()), images.size()}));
+  json["digest"] = fmt::format("{:016x}", digest);
   if (command.json) return fmt::print("{}\n", json.dump(2));
   fmt::print("{} images of {} in {:.1f} s: preset {}, {}, {} steps, {} evaluations each, guidance {}; digest {}\n", command.options.count,
              model.info.size.str(), seconds, plan.process.preset, diffusion::name(plan.config.method), plan.grid.size() - 1, plan.evaluations,

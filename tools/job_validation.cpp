@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "comm/link_model.h"
+#include "models/diffusion/reflow.h"
 #include "runtime/core/error.h"
 #include "tools/image_model.h"
 #include "tools/job_auto.h"
@@ -188,8 +189,11 @@ class Validator {
     within("diffusion.shift", m.shift(), kNotNegative);
     within("diffusion.sigma_data", m.sigma_data(), kNotNegative);
     within("diffusion.label_drop", m.label_drop(), {.high = 1});
+    require(m.pairs().empty() || !job_.has_classifier(), "diffusion.pairs", "is given to classifier");
+    require_match(!m.distill() || !m.pairs().empty(), "diffusion.distill", "diffusion.pairs", "is true without diffusion.pairs, what a network is distilled to");
     try {
-      models::diffusion::make_preset(m.preset(), preset_options(m, m.sigma_data() > 0 ? m.sigma_data() : 0.5));
+      const auto process = models::diffusion::make_preset(m.preset(), preset_options(m, m.sigma_data() > 0 ? m.sigma_data() : 0.5));
+      if (!m.pairs().empty()) models::diffusion::check_path_of_pairs(*process.path);
     } catch (const ConfigError& e) {
       require(false, "diffusion", "cannot be: {}", e.what());
     }

@@ -13,6 +13,8 @@ void add_image_flags(CLI::App& command, ImageSampleOptions& options) {
   command.add_option("--guidance", options.guidance, "weight of classifier-free guidance: 0 unconditional, 1 conditional")
       ->capture_default_str()
       ->group("Images");
+  command.add_option("--guide", options.guide, "run of a classifier with noise levels that guides (examples/fashion_guide.textproto)")->group("Images");
+  command.add_option("--classifier-guidance", options.classifier_guidance, "scale of the guide's gradient; default: 1")->group("Images");
   command.add_option("--batch", options.batch, "images that a rank draws at once; changes no bit")->capture_default_str()->group("Images");
   command.add_option("--clamp", options.clamp, "true or false: clamp the denoised image in every step; default: on discrete paths")->group("Images");
   auto* group = command.add_option_group("Sampler");
@@ -41,6 +43,8 @@ void add_sample_command(CLI::App& app, int& exit_code) {
   command->add_option("--count", images.options.count, "images to draw")->capture_default_str()->group("Images");
   command->add_option("--grid", images.grid, "PNG file with all images, ten in a row")->group("Images");
   command->add_option("--strip", images.strip, "PNG file that shows ten images being denoised, a row each")->group("Images");
+  command->add_option("--pairs", images.pairs, "new folder for pairs of noise and image as .npy, for reflow (diffusion.pairs of a job)")->group("Images");
+  command->add_option("--interpolate", images.interpolate, "A,B: draw what lies between samples A and B")->delimiter(',')->expected(2)->group("Images");
   add_image_flags(*command, images.options);
   command->add_option("--ranks", flags->ranks, "ranks as threads of this process, without mpirun")->capture_default_str();
   command->add_option("--seed", flags->options.seed, "of the choices")->capture_default_str();

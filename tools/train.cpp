@@ -125,6 +125,7 @@ class Run {
         for (const auto& note : info.notes) std::fprintf(stderr, "ringzero: %s\n", note.c_str());
       on_rank_zero(comm_, "run directory", [&] { directory_.emplace(RunDirectory::resume(path_, text, first_step_)); });
     } else {
+      if (!job_.training().initialize_from().empty()) initialize_from(job_.training().initialize_from());
       on_rank_zero(comm_, "run directory", [&] {
         directory_.emplace(RunDirectory::create(path_, text));
         write_file_atomically(path_ + "/" + session_.task().generation_file(), session_.task().generation_json());
@@ -143,6 +144,20 @@ class Run {
                                      : "");
     std::fflush(stdout);
     progress_.emplace(first_step_, t.steps(), detect_terminal(), items_);
+  }
+
+  // The weights, and where this run keeps an average that too, are those that `run` would be sampled with.
+  void initialize_from(const std::string& run) {
+    const auto kept = session_.optimizer().slices_to_load();
+    std::vector<checkpoint::SliceToLoad> slices;
+    const WeightNames names = weight_names(load_job(RunDirectory::job_path(run)));
+    for (const auto& s : kept) {
+      const size_t dot = s.name.find('.') + 1;
+      const std::string kind = s.name.substr(0, dot);
+      if (kind == "model." || kind == "average.") slices.push_back({names.prefix + s.name.substr(dot), DType::f32, s.full_shape, s.begin, s.end, s.data});
+    }
+    checkpoint::load(checkpoint::real_file_system(), RunDirectory::checkpoint_path(run), std::nullopt, slices, comm_, {names.skipped});
+    session_.optimizer().finish_load(kept);
   }
 
   void restore_loss_scaler(const checkpoint::CheckpointInfo& info) {

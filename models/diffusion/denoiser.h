@@ -58,7 +58,7 @@ class Classifier;
 LogLikelihood log_likelihood_of(const Classifier& classifier);
 
 // Classifier guidance: eps - s scale grad_x log p(y | x_t), that is D + (s^2 / a) scale grad. Dhariwal & Nichol 2021, algorithm 2, on any
-// path.
+// path. Where a = 0, x is noise that says nothing of y: the gradient is zero, and nothing is guided.
 class ClassifierGuidedDenoiser final : public Denoiser {
  public:
   ClassifierGuidedDenoiser(DenoiserPtr inner, LogLikelihood classifier, PathPtr path, NoiseInput noise, double scale);

@@ -6,12 +6,16 @@
 
 namespace rz::models::diffusion {
 
+void check_path_of_pairs(const Path& path) {
+  const Coef start = path.at(1);
+  RZ_CONFIG_CHECK(start.a == 0 && start.s == 1, "reflow pairs noise at t = 1 with samples, and path {} begins at t = 1 with a = {}, s = {}; use a flow",
+                  path.name(), start.a, start.s);
+}
+
 ReflowPairs reflow_pairs(const Denoiser& denoiser, const Process& process, const Grid& grid, const Shape& shape,
                          const Conditioning& conditioning, const SampleRows& rows) {
-  const Coef start = process.path->at(grid.front());
-  RZ_CONFIG_CHECK(grid.front() == 1 && start.a == 0 && start.s == 1,
-                  "reflow pairs noise at t = 1 with samples, and path {} begins at t = {} with a = {}, s = {}; use a flow",
-                  process.path->name(), grid.front(), start.a, start.s);
+  check_path_of_pairs(*process.path);
+  RZ_CONFIG_CHECK(grid.front() == 1, "reflow pairs noise at t = 1 with samples, and this grid begins at t = {}", grid.front());
   RZ_CONFIG_CHECK(is_deterministic(process.sampler.method) && process.sampler.eta == 0 && process.sampler.churn.amount == 0,
                   "reflow pairs need a deterministic sampler, not {} with eta {} and churn {}", name(process.sampler.method),
                   process.sampler.eta, process.sampler.churn.amount);

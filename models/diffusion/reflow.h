@@ -16,6 +16,9 @@ struct ReflowPairs {
   Tensor data;   // what the sampler makes of it
 };
 
+// ConfigError unless the path is pure standard normal noise at t = 1, where pairs begin.
+void check_path_of_pairs(const Path& path);
+
 // `grid` must begin at t = 1, and the path be pure noise there.
 ReflowPairs reflow_pairs(const Denoiser& denoiser, const Process& process, const Grid& grid, const Shape& shape,
                          const Conditioning& conditioning, const SampleRows& rows);
