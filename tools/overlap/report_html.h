@@ -13,6 +13,7 @@
 namespace rz::tools {
 
 // `metrics`: RunDirectory::read_metrics, for the loss curve.
-std::string report_html(const RunTrace& run, const RunAccount& account, const ringzero::Job& job, const std::vector<nlohmann::ordered_json>& metrics);
+std::string report_html(const RunTrace& run, const RunAccount& account, const ringzero::Job& job,
+                        const std::vector<nlohmann::ordered_json>& metrics);
 
 }  // namespace rz::tools
