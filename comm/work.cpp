@@ -26,6 +26,7 @@ void Work::State::note(const Fingerprint& print, const Group& group) {
 void Work::State::start() {
   std::lock_guard lock(mutex);
   times.started_ns = steady_now_ns();
+  if (log) record.cpu_ns = -thread_cpu_ns();
 }
 
 void Work::State::finish(const Moved& moved, std::string failure) {
@@ -39,6 +40,7 @@ void Work::State::finish(const Moved& moved, std::string failure) {
       record.first_byte_ns = moved.first_byte_ns;
       record.last_byte_ns = moved.last_byte_ns;
       record.done_ns = times.done_ns;
+      if (times.started_ns != 0) record.cpu_ns += thread_cpu_ns();
       record.sent_bytes = moved.sent_bytes;
       log->push(record);
     }

@@ -38,6 +38,7 @@ struct Work::State {
   };
   // Numbers the operation and records that it is queued, where this thread has a recorder.
   void note(const Fingerprint& print, const Group& group);
+  // Both on the progress thread.
   void start();
   void finish(const Moved& moved, std::string failure);
   void wait();

@@ -40,7 +40,8 @@ void add_overlap_command(CLI::App& app) {
     bool json = false;
   };
   auto flags = std::make_shared<Flags>();
-  auto* command = app.add_subcommand("overlap", "Account for every millisecond of a run's steps: compute, exposed communication with its causes, other");
+  auto* command = app.add_subcommand(
+      "overlap", "Account for every millisecond of a run's steps: compute, exposed communication with its causes, other");
   command->add_option("RUN_DIR", flags->run, "Folder of a run, as `train` wrote it")->required();
   command->add_flag("--json", flags->json, "Print overlap.json instead of tables");
   command->footer("Writes into the folder: report.html (timeline, buckets, memory, loss and samples of images as pictures), overlap.json (the numbers), and perfetto.json (all\nrecorded steps, for ui.perfetto.dev).");
