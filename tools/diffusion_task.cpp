@@ -13,6 +13,7 @@
 #include "runtime/ops/loss.h"
 #include "runtime/ops/ops.h"
 #include "tools/image_sample.h"
+#include "tools/session.h"
 
 namespace rz::tools {
 
@@ -93,6 +94,19 @@ optim::MicroLoss DiffusionTask::train_loss(int64_t step, models::SampleRange sam
 
 void DiffusionTask::end_step(comm::Communicator& comm) {
   if (!aware_) return;
+  // A sample counts once: exact sums may have computed it again, and a rank with nothing else to do computes another's.
+  const auto sort_and_drop_repeated = [](std::vector<Seen>& seen) {
+    std::ranges::stable_sort(seen, {}, &Seen::sample);
+    const auto repeated = std::ranges::unique(seen, {}, &Seen::sample);
+    seen.erase(repeated.begin(), repeated.end());
+  };
+  sort_and_drop_repeated(seen_);
+  // As many entries from every rank as the one with most has: what a dry run of any rank foresees.
+  const int64_t batch = job_.training().batch();
+  const auto list = micro_batches(job_);
+  const int64_t most = sums_exactly(job_) ? list.rounds(comm.size()) * (list.samples(0).end - list.samples(0).begin) : (batch + comm.size() - 1) / comm.size();
+  RZ_CHECK(static_cast<int64_t>(seen_.size()) <= most, "{} losses of a step on rank {} of {}, at most {} are possible", seen_.size(), comm.rank(), comm.size(), most);
+  seen_.resize(static_cast<size_t>(most), Seen{.sample = -1});
   std::vector<Seen> all;
   for (const auto& bytes : optim::checkpoint::gather_strings(comm, {reinterpret_cast<const char*>(seen_.data()), seen_.size() * sizeof(Seen)})) {
     const size_t at = all.size();
@@ -100,11 +114,8 @@ void DiffusionTask::end_step(comm::Communicator& comm) {
     std::memcpy(all.data() + at, bytes.data(), bytes.size());
   }
   seen_.clear();
-  // In the order of the batch, whoever computed what. A sample that several ranks computed, because one of them had nothing else to do,
-  // counts once.
-  std::ranges::stable_sort(all, {}, &Seen::sample);
-  const auto repeated = std::ranges::unique(all, {}, &Seen::sample);
-  all.erase(repeated.begin(), repeated.end());
+  std::erase_if(all, [](const Seen& s) { return s.sample < 0; });
+  sort_and_drop_repeated(all);  // in the order of the batch, whoever computed what
   std::vector<diffusion::LossAwareTime::Observation> observations;
   for (const Seen& s : all)
     if (std::isfinite(s.loss)) observations.push_back({s.t, s.loss});

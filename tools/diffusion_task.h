@@ -46,6 +46,7 @@ class DiffusionTask final : public ImageTask {
   const char* loss_unit() const override { return "per value"; }
   int64_t evaluation_samples() const override { return pairs_ ? pairs_->held_out() : ImageTask::evaluation_samples(); }
   uint64_t data_digest() const override;
+  bool follows_losses() const override { return aware_ != nullptr; }
   void end_step(comm::Communicator& comm) override;
   std::vector<float> state() const override;
   void restore(std::span<const float> state) override;

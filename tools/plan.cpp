@@ -6,6 +6,7 @@
 #include "comm/dry.h"
 #include "optim/checkpoint/slice_table.h"
 #include "runtime/core/rank_context.h"
+#include "tools/diffusion_task.h"
 #include "tools/dry_task.h"
 #include "tools/job_auto.h"
 #include "tools/run_summary.h"
@@ -63,6 +64,8 @@ Plan make_plan(const ringzero::Job& given, const PlanOptions& options) {
   session.meter().finish();
   if (options.through) {
     session.evaluate();
+    if (auto* diffusion = dynamic_cast<DiffusionTask*>(&session.task()); diffusion != nullptr && job.training().sample_every() > 0)
+      session.with_sampled_weights([&] { diffusion->sample(job.training(), comm); });
     pretend_to_save(session, options.ranks);
     session.sharded().weights_digest();
   }

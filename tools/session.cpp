@@ -53,11 +53,10 @@ optim::LossScaling loss_scaling(const ringzero::Training& t) {
   return s;
 }
 
-bool sums_exactly(const ringzero::Job& job) { return job.sharding().reduction() == ringzero::Sharding::EXACT; }
-
-optim::MicroBatches micro_batches(const ringzero::Job& job) { return {job.training().batch(), std::max<int64_t>(1, job.training().micro_batch())}; }
-
 }  // namespace
+
+bool sums_exactly(const ringzero::Job& job) { return job.sharding().reduction() == ringzero::Sharding::EXACT; }
+optim::MicroBatches micro_batches(const ringzero::Job& job) { return {job.training().batch(), std::max<int64_t>(1, job.training().micro_batch())}; }
 
 std::unique_ptr<optim::Optimizer> make_optimizer(const ringzero::Optimizer& message) {
   if (message.has_sgd()) {
@@ -147,7 +146,7 @@ optim::StepResult Session::train_step(int64_t step) {
   });
   if (recorder_) recorder_->end_step();
   meter_.end_step();
-  if (!dry_run()) {
+  if (task_->follows_losses()) {
     const optim::StepMeter::Pause pause(meter_);
     task_->end_step(comm_);
   }

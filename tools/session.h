@@ -10,6 +10,7 @@
 #include "comm/link_model.h"
 #include "optim/checkpoint/checkpoint.h"
 #include "optim/plan/reading.h"
+#include "optim/shard/micro_batches.h"
 #include "optim/trainer.h"
 #include "proto/job.pb.h"
 #include "runtime/core/trace.h"
@@ -28,6 +29,10 @@ std::unique_ptr<optim::Optimizer> make_optimizer(const ringzero::Optimizer& mess
 optim::ShardingOptions sharding_options(const ringzero::Job& job, int rank, int ranks);
 // The links that the job emulates; nothing where it emulates none.
 std::optional<comm::NetworkSpec> network_of(const ringzero::Job& job);
+
+// Exact sums, and the fixed list of micro-batches that they need.
+bool sums_exactly(const ringzero::Job& job);
+optim::MicroBatches micro_batches(const ringzero::Job& job);
 
 // ConfigError when some rank would have nothing to do.
 void check_batch(const ringzero::Job& job, int ranks);

@@ -37,6 +37,8 @@ class Task {
   virtual int64_t evaluation_samples() const = 0;
   virtual EvaluationSum evaluate(models::SampleRange samples) = 0;
 
+  // Whether end_step() has anything to do; a step's publications are not hidden behind the next one where it has.
+  virtual bool follows_losses() const { return false; }
   // After the update of a step: what all ranks' train_loss calls together mean for the next ones. COLLECTIVE.
   virtual void end_step(comm::Communicator&) {}
   // What training carries from step to step beside weights and optimizer, the same on every rank: checkpoints keep it. Always of one size.

@@ -150,7 +150,7 @@ TEST_F(Evaluate, ImagesThatCannotBeAreNamedOnAllRanks) {
   fs::create_directories(path("folder/a"));
   expect({"images.folder=" + path("folder")}, "there is no PNG file");
   for (const char* name : {"1", "2", "3", "4"}) write(fmt::format("folder/a/{}.png", name), "no picture");
-  expect({"images.folder=" + path("folder")}, "folder/a/1.png");
+  expect({"images.folder=" + path("folder"), "images.validation_fraction=0.5"}, "folder/a/1.png");
   expect({"images.folder=" + path("nowhere")}, "nowhere");
 }
 
