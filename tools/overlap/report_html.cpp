@@ -50,6 +50,7 @@ details{margin:6px 0}summary{cursor:pointer;padding:4px 0}
 rect,path.area{fill:var(--c)}.legend i,.bar i{background:var(--c)}
 .odd{fill-opacity:.78}.peers{fill-opacity:.25}
 .grid{stroke:var(--line)}.arrow{stroke:var(--ink);opacity:.6}.arrow.back{opacity:.3}#head path{fill:var(--ink)}
+.samples{display:flex;flex-wrap:wrap;gap:14px}.samples figure{margin:0}.samples img{display:block;image-rendering:pixelated;width:min(100%,600px)}.samples figcaption{color:var(--soft)}
 .plot .drawing{flex:1;min-width:0}.plot svg{display:block}path.curve{fill:none;stroke:var(--c);stroke-width:1.5;vector-effect:non-scaling-stroke}
 .forward{--c:#2563b0}.backward{--c:#12806f}.optimizer{--c:#5c8a1e}.data{--c:#6f7884}.other{--c:#b4bac2}
 .reduce{--c:#6f42c1}.gather{--c:#9a5bd8}.publish{--c:#a98ae6}.scalars{--c:#45356f}.hidden{--c:#8fb8a8}
@@ -57,6 +58,18 @@ rect,path.area{fill:var(--c)}.legend i,.bar i{background:var(--c)}
 .slow_link{--c:#c2257a}.straggler{--c:#7a1333}.synchronization{--c:#e39090}.progress_starved{--c:#8a7a5c}
 .loss{--c:#2563b0}.validation{--c:#d63b2f}
 )";
+
+// RFC 4648, section 4.
+std::string base64(std::string_view bytes) {
+  constexpr std::string_view kDigits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  std::string out;
+  for (size_t i = 0; i < bytes.size(); i += 3) {
+    uint32_t group = 0;
+    for (size_t k = 0; k < 3; ++k) group = group << 8 | (i + k < bytes.size() ? static_cast<unsigned char>(bytes[i + k]) : 0);
+    for (size_t k = 0; k < 4; ++k) out += i + k > bytes.size() ? '=' : kDigits[group >> (18 - 6 * k) & 63];
+  }
+  return out;
+}
 
 struct Part {
   std::string css;
@@ -114,8 +127,9 @@ class Plot {
 
 class Report {
  public:
-  Report(const RunTrace& run, const RunAccount& account, const ringzero::Job& job, const std::vector<ordered_json>& metrics)
-      : run_(run), account_(account), job_(job), metrics_(metrics), critical_(account.critical_rank()) {
+  Report(const RunTrace& run, const RunAccount& account, const ringzero::Job& job, const std::vector<ordered_json>& metrics,
+         const std::vector<SamplePicture>& samples)
+      : run_(run), account_(account), job_(job), metrics_(metrics), samples_(samples), critical_(account.critical_rank()) {
     for (int r = 0; r < account.size; ++r) means_.push_back(means_of(account, r));
     const auto& steps = account.ranks[static_cast<size_t>(critical_)];
     std::vector<size_t> order(steps.size());
@@ -125,10 +139,8 @@ class Report {
   }
 
   std::string html() const {
-    std::string page =
-        "<!DOCTYPE html>\n<html lang=en>\n<meta charset=utf-8>\n<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; "
-        "style-src 'unsafe-inline'\">\n"
-        "<meta name=viewport content=\"width=device-width\">\n";
+    std::string page = "<!DOCTYPE html>\n<html lang=en>\n<meta charset=utf-8>\n<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">\n"
+                       "<meta name=viewport content=\"width=device-width\">\n";
     page += fmt::format("<title>{} - overlap</title>\n<style>{}", escaped_xml(job_.name()), kStyle);
     for (size_t c = 0; c < kCategories; ++c)
       page += fmt::format(".{}{{--c:{}}}", name(static_cast<Category>(c)), hex(category_color(static_cast<Category>(c))));
@@ -140,7 +152,7 @@ class Report {
         "numbers.</p>\n",
         account_.steps[median_] + 1);
     page += timeline_html(run_, account_, median_);
-    return page + ranks() + buckets() + memory() + loss() + causes() + "</body>\n</html>\n";
+    return page + ranks() + buckets() + memory() + loss() + samples() + causes() + "</body>\n</html>\n";
   }
 
  private:
@@ -317,6 +329,14 @@ class Report {
     return html + plot.html(curve(training, "loss") + curve(validation, "validation"), "", as_number) + legend_html({"loss", "validation"});
   }
 
+  std::string samples() const {
+    if (samples_.empty()) return "";
+    std::string html = "<h2>Samples</h2>\n<p class=soft>What the model drew after some of its steps, from the same noise each time.</p>\n<div class=samples>\n";
+    for (const SamplePicture& s : samples_)
+      html += fmt::format("<figure><img alt=\"samples after step {0}\" src=\"data:image/png;base64,{1}\"><figcaption>step {0}</figcaption></figure>\n", s.step, base64(s.png));
+    return html + "</div>\n";
+  }
+
   static std::string causes() {
     constexpr std::array<const char*, kCauses> kMeanings = {
         "The reduction was issued so late that it could not have ended in time: too little was left to compute. Names the bucket that was "
@@ -342,6 +362,7 @@ class Report {
   const RunAccount& account_;
   const ringzero::Job& job_;
   const std::vector<ordered_json>& metrics_;
+  const std::vector<SamplePicture>& samples_;
   int critical_;
   std::vector<RankMeans> means_;
   size_t median_ = 0;
@@ -349,9 +370,9 @@ class Report {
 
 }  // namespace
 
-std::string report_html(const RunTrace& run, const RunAccount& account, const ringzero::Job& job,
-                        const std::vector<ordered_json>& metrics) {
-  return Report(run, account, job, metrics).html();
+std::string report_html(const RunTrace& run, const RunAccount& account, const ringzero::Job& job, const std::vector<ordered_json>& metrics,
+                        const std::vector<SamplePicture>& samples) {
+  return Report(run, account, job, metrics, samples).html();
 }
 
 }  // namespace rz::tools
