@@ -3,7 +3,7 @@
 --auto: step time over bucket sizes, measured, beside what `bucket_mb: auto` chooses. Prints tables.
 Repetitions are interleaved, and of each configuration the one with the least median step counts: what is slower was disturbed by something else
 on the machine. The spread over the repetitions is printed.
-Usage: bench/simulation_accuracy.py build/release/bin/ringzero [--repeat 5] [--steps 30] [--batch 8] [--auto]"""
+Usage: bench/simulation_accuracy.py build/release/bin/ringzero [--ranks 2] [--repeat 5] [--steps 30] [--batch 8] [--only rank] [--auto]"""
 import argparse
 import json
 import os
@@ -15,13 +15,18 @@ JOB = os.path.join(os.path.dirname(__file__), "..", "examples", "gpt_kjv_parity.
 MPIRUN = ["mpirun", "--bind-to", "none", "--oversubscribe", "--mca", "mpi_yield_when_idle", "1"]
 LINK = "1Gbit,50us"
 WARM_UP = 3
-# What differs from the recorded run: flags of train, flags of simulate, ranks.
-CONFIGURATIONS = [
-    *[(f"link {link}", ["--set", f"communication.link={link}"], ["--link", link], 2) for link in ("200Mbit,50us", "500Mbit,50us", "2Gbit,50us", "1Gbit,2ms")],
-    *[(f"bucket {mb} MiB", ["--bucket-mb", mb], ["--bucket", mb], 2) for mb in ("0.25", "1")],
-    *[(f"stage {stage}", ["--stage", stage], ["--stage", stage], 2) for stage in ("1", "3")],
-    *[(f"{ranks} rank{'s' if ranks > 1 else ''}", [], ["--ranks", str(ranks), "--same-machine"], ranks) for ranks in (1, 3, 4)],
-]
+
+
+def configurations(recorded):
+    """What differs from the run recorded on so many ranks: name, flags of train, flags of simulate, ranks."""
+    return [
+        *[(f"link {link}", ["--set", f"communication.link={link}"], ["--link", link], recorded) for link in ("200Mbit,50us", "500Mbit,50us", "2Gbit,50us", "1Gbit,2ms")],
+        *[(f"bucket {mb} MiB", ["--bucket-mb", mb], ["--bucket", mb], recorded) for mb in ("0.25", "1")],
+        *[(f"stage {stage}", ["--stage", stage], ["--stage", stage], recorded) for stage in ("1", "3")],
+        *[(f"{ranks} rank{'s' if ranks > 1 else ''}", [], ["--ranks", str(ranks), "--same-machine"], ranks) for ranks in (1, 2, 3, 4) if ranks != recorded],
+    ]
+
+
 BUCKETS = ["0.0001", "0.0625", "0.125", "0.25", "0.5", "1", "2", "4"]
 
 
@@ -56,12 +61,13 @@ def spread(runs):
 
 
 def accuracy(options, folder):
-    measured = measure(options, folder, [("recorded", [], 2)] + [(name, flags, ranks) for name, flags, _, ranks in CONFIGURATIONS])
+    wanted = [c for c in configurations(options.ranks) if options.only in c[0]]
+    measured = measure(options, folder, [("recorded", [], options.ranks)] + [(name, flags, ranks) for name, flags, _, ranks in wanted])
     step, recorded, _ = least(measured["recorded"])
-    print(f"recorded: 2 ranks, stage 0, a bucket for each unit, {LINK}, batch {options.batch}: {step:.2f} ms ({spread(measured['recorded'])})\n")
+    print(f"recorded: {options.ranks} ranks, stage 0, a bucket for each unit, {LINK}, batch {options.batch}: {step:.2f} ms ({spread(measured['recorded'])})\n")
     print("| what differs | simulated ms | measured ms | error | all repetitions |")
     print("|---|--:|--:|--:|---|")
-    for name, _, flags, _ in CONFIGURATIONS:
+    for name, _, flags, _ in wanted:
         report = subprocess.run([options.program, "simulate", recorded, "--no-best", "--json", *flags], check=True, capture_output=True, text=True)
         simulated = json.loads(report.stdout)["simulated"]["step_ms"]
         step, _, _ = least(measured[name])
@@ -69,7 +75,7 @@ def accuracy(options, folder):
 
 
 def automatic(options, folder):
-    measured = measure(options, folder, [(mb, ["--bucket-mb", mb], 2) for mb in ["0", *BUCKETS, "auto"]])
+    measured = measure(options, folder, [(mb, ["--bucket-mb", mb], options.ranks) for mb in ["0", *BUCKETS, "auto"]])
     steps = {mb: least(runs)[0] for mb, runs in measured.items()}
     best = min((mb for mb in steps if mb != "auto"), key=steps.get)
     chosen = [run[2]["bucket_mb_chosen"] for run in measured["auto"]]
@@ -83,6 +89,8 @@ def automatic(options, folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("program")
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--only", default="", help="configurations whose name holds this")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch", type=int, default=8)

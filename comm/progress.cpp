@@ -269,6 +269,7 @@ void Progress::finish(const Operation& operation, const Work::State::Moved& move
 void Progress::run_operation(Operation& operation) {
   delay(fuzz_);
   if (!operation.shared) operation.work->start();
+  operation.work->take_up();
   current_ = &operation;
   current_started_ns_ = last_progress_ns_ = steady_now_ns();
   roll_.end();

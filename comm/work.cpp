@@ -31,6 +31,12 @@ void Work::State::start() {
   times.started_ns = steady_now_ns();
 }
 
+void Work::State::take_up() {
+  std::lock_guard lock(mutex);
+  if (log) record.cpu_ns = -thread_cpu_ns();
+  is_taken_up = true;
+}
+
 void Work::State::finish(const Moved& moved, std::string failure) {
   {
     std::lock_guard lock(mutex);
@@ -42,6 +48,7 @@ void Work::State::finish(const Moved& moved, std::string failure) {
       record.first_byte_ns = moved.first_byte_ns;
       record.last_byte_ns = moved.last_byte_ns;
       record.done_ns = times.done_ns;
+      if (is_taken_up) record.cpu_ns += thread_cpu_ns();
       record.sent_bytes = moved.sent_bytes;
       log->push(record);
     }

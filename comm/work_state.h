@@ -31,6 +31,7 @@ struct Work::State {
   WorkTimes times;
   std::shared_ptr<const Pulse> pulse;
   std::weak_ptr<Progress> runner;
+  bool is_taken_up = false;
   trace::Operation record;                   // number < 0: not recorded
   std::shared_ptr<trace::OperationLog> log;  // where it goes when done; null = not recorded
 
@@ -43,7 +44,9 @@ struct Work::State {
   void note(const Group& group);
   // Describes the operation: "rank 2/4 host h op#7 ...".
   std::string what() const;
+  // It begins now. Whichever thread that is, the progress thread takes it up, at once or later, unless a caller ends it.
   void start();
+  void take_up();
   void finish(const Moved& moved, std::string failure);
   void wait();
 };

@@ -1,13 +1,19 @@
 #include "tools/diffusion_task.h"
 
+#include <algorithm>
+#include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "models/diffusion/state.h"
+#include "optim/checkpoint/agreement.h"
 #include "runtime/autograd/grad_mode.h"
 #include "runtime/core/rank_context.h"
 #include "runtime/core/trace.h"
 #include "runtime/ops/loss.h"
 #include "runtime/ops/ops.h"
+#include "tools/image_sample.h"
+#include "tools/session.h"
 
 namespace rz::tools {
 
@@ -33,10 +39,27 @@ models::SampleKey ImageTask::validation_key(models::SampleRange samples) const {
   return {seed_, std::numeric_limits<uint64_t>::max(), static_cast<uint64_t>(samples.begin)};
 }
 
+namespace {
+
+std::shared_ptr<diffusion::LossAwareTime> loss_aware_times(const ringzero::Job& job, const diffusion::Process& process) {
+  if (!job.diffusion().loss_aware_times()) return nullptr;
+  return std::make_shared<diffusion::LossAwareTime>(process.path->steps(), job.diffusion().loss_history());
+}
+
+diffusion::Process with_times(diffusion::Process process, const std::shared_ptr<diffusion::LossAwareTime>& times) {
+  if (times) process.times = times;
+  return process;
+}
+
+}  // namespace
+
 DiffusionTask::DiffusionTask(const ringzero::Job& job, models::ImageDataset dataset)
     : ImageTask(job, std::move(dataset)),
+      job_(job),
       network_(make_network(job, info_)),
-      objective_(make_process(job, info_)),
+      aware_(loss_aware_times(job, make_process(job, info_))),
+      objective_(with_times(make_process(job, info_), aware_)),
+      validation_(make_process(job, info_)),
       label_drop_(job.diffusion().label_drop()) {
   const std::string& pairs = job.diffusion().pairs();
   if (!pairs.empty()) pairs_.emplace(pairs, info_.size, info_.classes(), job.images().validation_fraction());
@@ -47,13 +70,14 @@ uint64_t DiffusionTask::data_digest() const {
   return pairs_ && !dry_run() ? images * 31 + pairs_->digest() : images;
 }
 
-diffusion::LossResult DiffusionTask::loss(const models::PairBatch& batch, double label_drop, const models::SampleKey& key, double scale) {
+diffusion::LossResult DiffusionTask::loss(const models::PairBatch& batch, double label_drop, const models::SampleKey& key, double scale,
+                                          const diffusion::Objective& objective) {
   diffusion::Conditioning conditioning;
   if (network_->classes() > 0) {
     const CategoryScope category(Category::input);
     conditioning.labels = diffusion::drop_labels(batch.data.labels, label_drop, network_->null_label(), key);
   }
-  return objective_.loss(bind_network(*network_, key), batch.data.images, conditioning, key, scale, batch.noise);
+  return objective.loss(bind_network(*network_, key), batch.data.images, conditioning, key, scale, batch.noise);
 }
 
 optim::MicroLoss DiffusionTask::train_loss(int64_t step, models::SampleRange samples, int64_t global_samples) {
@@ -62,8 +86,68 @@ optim::MicroLoss DiffusionTask::train_loss(int64_t step, models::SampleRange sam
     const trace::Scope activity(trace::Activity::data);
     return pairs_->train_batch(seed_, step, samples.begin, samples.count());
   }();
-  auto result = loss(batch, label_drop_, train_key(step, samples), 1.0 / static_cast<double>(global_samples));
+  auto result = loss(batch, label_drop_, train_key(step, samples), 1.0 / static_cast<double>(global_samples), objective_);
+  if (aware_)
+    for (size_t b = 0; b < result.times.size(); ++b) seen_.push_back({samples.begin + static_cast<int64_t>(b), result.times[b], result.sample_losses[b]});
   return {std::move(result.loss), result.sum, samples.count()};
+}
+
+void DiffusionTask::end_step(comm::Communicator& comm) {
+  if (!aware_) return;
+  // A sample counts once: exact sums may have computed it again, and a rank with nothing else to do computes another's.
+  const auto sort_and_drop_repeated = [](std::vector<Seen>& seen) {
+    std::ranges::stable_sort(seen, {}, &Seen::sample);
+    const auto repeated = std::ranges::unique(seen, {}, &Seen::sample);
+    seen.erase(repeated.begin(), repeated.end());
+  };
+  sort_and_drop_repeated(seen_);
+  // As many entries from every rank as the one with most has: what a dry run of any rank foresees.
+  const int64_t batch = job_.training().batch();
+  const auto list = micro_batches(job_);
+  const int64_t most = sums_exactly(job_) ? list.rounds(comm.size()) * (list.samples(0).end - list.samples(0).begin) : (batch + comm.size() - 1) / comm.size();
+  RZ_CHECK(static_cast<int64_t>(seen_.size()) <= most, "{} losses of a step on rank {} of {}, at most {} are possible", seen_.size(), comm.rank(), comm.size(), most);
+  seen_.resize(static_cast<size_t>(most), Seen{.sample = -1});
+  std::vector<Seen> all;
+  for (const auto& bytes : optim::checkpoint::gather_strings(comm, {reinterpret_cast<const char*>(seen_.data()), seen_.size() * sizeof(Seen)})) {
+    const size_t at = all.size();
+    all.resize(at + bytes.size() / sizeof(Seen));
+    std::memcpy(all.data() + at, bytes.data(), bytes.size());
+  }
+  seen_.clear();
+  std::erase_if(all, [](const Seen& s) { return s.sample < 0; });
+  sort_and_drop_repeated(all);  // in the order of the batch, whoever computed what
+  std::vector<diffusion::LossAwareTime::Observation> observations;
+  for (const Seen& s : all)
+    if (std::isfinite(s.loss)) observations.push_back({s.t, s.loss});
+  aware_->update(observations);
+}
+
+std::vector<float> DiffusionTask::state() const {
+  if (!aware_) return {};
+  const auto state = aware_->state();  // losses are float32 numbers: none is rounded
+  return {state.begin(), state.end()};
+}
+
+void DiffusionTask::restore(std::span<const float> state) {
+  if (aware_) aware_->restore(std::vector<double>(state.begin(), state.end()));
+}
+
+std::vector<uint8_t> DiffusionTask::sample(const ringzero::Training& options, comm::Communicator& comm) {
+  TrainedDiffusion model;
+  model.job = job_;
+  model.info = info_;
+  model.network = {std::shared_ptr<void>(), network_.get()};  // owns nothing
+  model.process = validation_.process();
+  ImageSampleOptions sampling;
+  sampling.count = options.sample_count();
+  sampling.seed = seed_;
+  if (options.sample_steps() > 0) sampling.sampler.steps = options.sample_steps();
+  const SamplingPlan plan = plan_sampling(model, sampling);
+  const bool was_training = network_->training();
+  network_->train(false);
+  auto images = sample_images(model, plan, sampling, comm);
+  network_->train(was_training);
+  return images;
 }
 
 EvaluationSum DiffusionTask::evaluate(models::SampleRange samples) {
@@ -71,7 +155,7 @@ EvaluationSum DiffusionTask::evaluate(models::SampleRange samples) {
   const bool was_training = network_->training();
   network_->train(false);
   const auto batch = pairs_ ? pairs_->validation_batch(samples.begin, samples.count()) : models::PairBatch{validation_batch(samples), {}};
-  const auto result = loss(batch, 0, validation_key(samples), 1.0);
+  const auto result = loss(batch, 0, validation_key(samples), 1.0, validation_);
   network_->train(was_training);
   return {result.sum, samples.count()};
 }

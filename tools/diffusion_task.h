@@ -46,12 +46,33 @@ class DiffusionTask final : public ImageTask {
   const char* loss_unit() const override { return "per value"; }
   int64_t evaluation_samples() const override { return pairs_ ? pairs_->held_out() : ImageTask::evaluation_samples(); }
   uint64_t data_digest() const override;
+  bool follows_losses() const override { return aware_ != nullptr; }
+  void end_step(comm::Communicator& comm) override;
+  std::vector<float> state() const override;
+  void restore(std::span<const float> state) override;
+
+  // What training draws times from, now.
+  const models::diffusion::TimeDist& times() const { return *objective_.process().times; }
+  const ImagesInfo& images() const { return info_; }
+  // The levels of training.sample_count images as the network draws them now; guidance 1. COLLECTIVE.
+  std::vector<uint8_t> sample(const ringzero::Training& options, comm::Communicator& comm);
 
  private:
-  models::diffusion::LossResult loss(const models::PairBatch& batch, double label_drop, const models::SampleKey& key, double scale);
+  // What a sample's loss was, for the distribution of times.
+  struct Seen {
+    int64_t sample = 0;
+    double t = 0, loss = 0;
+  };
 
+  models::diffusion::LossResult loss(const models::PairBatch& batch, double label_drop, const models::SampleKey& key, double scale,
+                                      const models::diffusion::Objective& objective);
+
+  ringzero::Job job_;
   std::unique_ptr<models::diffusion::ImageNetwork> network_;
+  std::shared_ptr<models::diffusion::LossAwareTime> aware_;  // null: times do not depend on losses
   models::diffusion::Objective objective_;
+  models::diffusion::Objective validation_;  // at the preset's own times, whatever was learned of losses
+  std::vector<Seen> seen_;                   // by this rank, in the current step
   double label_drop_;
   std::optional<models::ImagePairs> pairs_;
 };

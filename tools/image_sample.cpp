@@ -30,8 +30,6 @@ namespace {
 namespace checkpoint = optim::checkpoint;
 namespace diffusion = models::diffusion;
 
-constexpr int64_t kColumns = 10;
-
 std::string read_file(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
   RZ_CONFIG_CHECK(in.good(), "cannot read {}; is it a run directory of a diffusion model?", path);
@@ -84,12 +82,12 @@ std::vector<uint8_t> levels(const Tensor& x) { return levels_of(x.to_vector<floa
 
 // Row by sample, column by moment: what the denoiser sees of the data, from the first step to the last.
 Sheet denoising_strip(const TrainedDiffusion& model, const SamplingPlan& plan, const ImageSampleOptions& options) {
-  const int64_t rows = std::min(kColumns, options.count);
+  const int64_t rows = std::min(kSampleColumns, options.count);
   const auto each = static_cast<size_t>(model.info.size.values());
   std::vector<std::vector<uint8_t>> moments;
   const auto end = draw(model, plan, options, sample_labels(model, options), 0, rows, [&](const diffusion::StepView<Tensor>& view) {
-    const int64_t wanted = static_cast<int64_t>(moments.size()) * (view.steps - 1) / (kColumns - 1);
-    if (view.step >= wanted && static_cast<int64_t>(moments.size()) < kColumns - 1) moments.push_back(levels(view.x0));
+    const int64_t wanted = static_cast<int64_t>(moments.size()) * (view.steps - 1) / (kSampleColumns - 1);
+    if (view.step >= wanted && static_cast<int64_t>(moments.size()) < kSampleColumns - 1) moments.push_back(levels(view.x0));
   });
   moments.push_back(levels(end));
   std::vector<uint8_t> all;
@@ -102,7 +100,7 @@ Sheet denoising_strip(const TrainedDiffusion& model, const SamplingPlan& plan, c
 
 WeightNames weight_names(const ringzero::Job& job) {
   const bool averaged = job.training().ema_decay() > 0;
-  return {averaged ? "average." : "model.", {"optimizer.", averaged ? "model." : "average."}};
+  return {averaged ? "average." : "model.", {"optimizer.", "task.", averaged ? "model." : "average."}};
 }
 
 int64_t load_weights(nn::Module& module, const ringzero::Job& job, const std::string& run, comm::Communicator& comm) {
@@ -234,16 +232,21 @@ std::string gather_parts(comm::Communicator& comm, int64_t count, const std::fun
 }
 
 std::vector<uint8_t> sample_images(TrainedDiffusion& model, const SamplingPlan& plan, const ImageSampleOptions& options, comm::Communicator& comm) {
-  const auto labels = sample_labels(model, options);
-  const std::string all = gather_parts(comm, options.count, [&](int64_t begin, int64_t end) {
-    std::string own;
-    for (int64_t at = begin; at < end; at += options.batch) {
-      const auto part = levels(draw(model, plan, options, labels, at, std::min(end, at + options.batch)));
-      own.append(part.begin(), part.end());
-    }
-    return own;
-  });
-  return {all.begin(), all.end()};
+  // As many on every rank, so that all make as many forwards: where parameters are sharded these are collective. What is too many is cut off.
+  ImageSampleOptions rounded = options;
+  const int64_t each = (options.count + comm.size() - 1) / comm.size();
+  rounded.count = each * comm.size();
+  const auto labels = sample_labels(model, rounded);
+  const int64_t begin = each * comm.rank(), end = begin + each;
+  std::string own;
+  for (int64_t at = begin; at < end; at += options.batch) {
+    const auto part = levels(draw(model, plan, options, labels, at, std::min(end, at + options.batch)));
+    own.append(part.begin(), part.end());
+  }
+  std::vector<uint8_t> images;
+  for (const auto& part : checkpoint::gather_strings(comm, own)) images.insert(images.end(), part.begin(), part.end());
+  images.resize(static_cast<size_t>(options.count * model.info.size.values()));
+  return images;
 }
 
 std::vector<uint8_t> interpolate_images(TrainedDiffusion& model, const SamplingPlan& plan, const ImageSampleOptions& options, int64_t from, int64_t to,
@@ -333,7 +336,7 @@ void sample_images_command(const ImageSampleCommand& command, comm::Communicator
     digest = stable_hash({reinterpret_cast<const char*>(images.data()), images.size()});
     on_rank_zero(comm, "pictures", [&] {
       const auto write = [](const std::string& path, const Sheet& sheet) { write_file_atomically(path, png_of(sheet.size, sheet.pixels)); };
-      if (!command.grid.empty()) write(command.grid, image_sheet(model.info.size, images, kColumns, model.info.padding));
+      if (!command.grid.empty()) write(command.grid, image_sheet(model.info.size, images, kSampleColumns, model.info.padding));
       if (!command.strip.empty()) write(command.strip, denoising_strip(model, plan, command.options));
     });
   }

@@ -35,7 +35,7 @@ struct TrainedDiffusion {
   ringzero::Job job;
   ImagesInfo info;
   int64_t step = 0;
-  std::unique_ptr<models::diffusion::ImageNetwork> network;
+  std::shared_ptr<models::diffusion::ImageNetwork> network;
   models::diffusion::Process process;
   std::shared_ptr<const Guide> guide;  // null: none
 
@@ -81,7 +81,8 @@ std::vector<int32_t> sample_labels(const TrainedDiffusion& model, const ImageSam
 models::diffusion::Conditioning conditioning_of(const TrainedDiffusion& model, const std::vector<int32_t>& labels, int64_t begin, int64_t end);
 Tensor start_of_samples(const TrainedDiffusion& model, const SamplingPlan& plan, const ImageSampleOptions& options, int64_t begin, int64_t end);
 
-// The levels of all samples in their order, on every rank: the same for any number of ranks and any batch. COLLECTIVE.
+// The levels of all samples in their order, on every rank: the same for any number of ranks and any batch. Every rank makes as many
+// forwards. COLLECTIVE.
 std::vector<uint8_t> sample_images(TrainedDiffusion& model, const SamplingPlan& plan, const ImageSampleOptions& options, comm::Communicator& comm);
 
 // `options.count` samples whose noises lie evenly on the great circle from that of sample `from` to that of `to`, both ends included, all of

@@ -189,10 +189,13 @@ class Validator {
     within("diffusion.shift", m.shift(), kNotNegative);
     within("diffusion.sigma_data", m.sigma_data(), kNotNegative);
     within("diffusion.label_drop", m.label_drop(), {.high = 1});
+    within("diffusion.loss_history", m.loss_history(), 1, 1000);
+    require(!m.loss_aware_times() || !job_.has_classifier(), "diffusion.loss_aware_times", "is given to classifier");
     require(m.pairs().empty() || !job_.has_classifier(), "diffusion.pairs", "is given to classifier");
     require_match(!m.distill() || !m.pairs().empty(), "diffusion.distill", "diffusion.pairs", "is true without diffusion.pairs, what a network is distilled to");
     try {
       const auto process = models::diffusion::make_preset(m.preset(), preset_options(m, m.sigma_data() > 0 ? m.sigma_data() : 0.5));
+      require(!m.loss_aware_times() || process.path->steps() > 1, "diffusion.loss_aware_times", "is true, and the times of preset {} are continuous", m.preset());
       if (!m.pairs().empty()) models::diffusion::check_path_of_pairs(*process.path);
     } catch (const ConfigError& e) {
       require(false, "diffusion", "cannot be: {}", e.what());
@@ -251,6 +254,10 @@ class Validator {
     within("training.clip_norm", t.clip_norm(), kNotNegative);
     within("training.ema_decay", t.ema_decay(), kBelowOne);
     within("training.save_every", t.save_every(), 0, kMaxSteps);
+    within("training.sample_every", t.sample_every(), 0, kMaxSteps);
+    within("training.sample_count", t.sample_count(), 1, 10'000);
+    within("training.sample_steps", t.sample_steps(), 0, 1'000'000);
+    require(t.sample_every() == 0 || is_diffusion(job_), "training.sample_every", "is given beside {}, which draws no images", arm_name("model"));
     within("training.trace_steps", t.trace_steps(), 0, 100'000);
     within("training.memory_limit_mb", t.memory_limit_mb(), kNotNegative);
     if (t.precision() == ringzero::Training::F16) loss_scaling(t.loss_scaling());

@@ -6,6 +6,7 @@
 
 #include "comm/launch.h"
 #include "tools/atomic_file.h"
+#include "tools/job_auto.h"
 #include "tools/job_file.h"
 #include "tools/mpirun.h"
 #include "tools/run_summary.h"
@@ -114,6 +115,9 @@ void read_measured(const std::string& run, MemoryCell& cell) {
 }
 
 void measure_cell(const ringzero::Job& job, MemoryCell& cell, const MeasureOptions& options) {
+  RZ_CONFIG_CHECK(job.sharding().bucket_mb() != kAuto,
+                  "sharding.bucket_mb is auto: a run would choose other buckets than were predicted; give --set sharding.bucket_mb=N, with the N "
+                  "that a run chose (bucket_mb_chosen in its summary.json)");
   const std::string base = fmt::format("{}/stage{}_ranks{}", options.directory, cell.stage, cell.ranks);
   fs::remove_all(base);
   fs::create_directories(base);

@@ -20,6 +20,8 @@ struct Sheet {
 };
 Sheet image_sheet(const models::ImageSize& size, std::span<const uint8_t> images, int64_t columns, int64_t cropped = 0);
 
+inline constexpr int64_t kSampleColumns = 10;  // in pictures of samples
+
 // Levels 0 .. 255 of values in [-1, 1], rounded; what lies outside is clamped.
 std::vector<uint8_t> levels_of(std::span<const float> values);
 

@@ -6,6 +6,7 @@
 #include "comm/dry.h"
 #include "optim/checkpoint/slice_table.h"
 #include "runtime/core/rank_context.h"
+#include "tools/diffusion_task.h"
 #include "tools/dry_task.h"
 #include "tools/job_auto.h"
 #include "tools/run_summary.h"
@@ -21,7 +22,7 @@ constexpr int64_t kSteps = 2;  // from the second on all are alike
 
 // What the run's save holds beside the states: the tables of all ranks' slices, then the buffer in which it verifies what it
 // wrote.
-void pretend_to_save(const Session& session, int ranks) {
+void pretend_to_save(Session& session, int ranks) {
   PhaseScope phase(Phase::save);
   std::vector<checkpoint::SliceRow> rows;
   for (const auto& slice : session.slices_to_save()) rows.push_back({slice.name, slice.dtype, slice.full_shape, slice.begin, slice.end});
@@ -63,6 +64,8 @@ Plan make_plan(const ringzero::Job& given, const PlanOptions& options) {
   session.meter().finish();
   if (options.through) {
     session.evaluate();
+    if (auto* diffusion = dynamic_cast<DiffusionTask*>(&session.task()); diffusion != nullptr && job.training().sample_every() > 0)
+      session.with_sampled_weights([&] { diffusion->sample(job.training(), comm); });
     pretend_to_save(session, options.ranks);
     session.sharded().weights_digest();
   }

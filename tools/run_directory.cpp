@@ -3,7 +3,10 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <cinttypes>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -164,5 +167,21 @@ void RunDirectory::append_metrics(const ordered_json& line) {
 }
 
 void RunDirectory::write_summary(const ordered_json& summary) const { write_file_atomically(summary_path(), to_text(summary, 2) + "\n"); }
+
+std::string samples_directory(const std::string& run_path) { return run_path + "/samples"; }
+
+std::string sample_path(const std::string& run_path, int64_t step) { return fmt::format("{}/step-{:08}.png", samples_directory(run_path), step); }
+
+std::vector<int64_t> sampled_steps(const std::string& run_path) {
+  std::vector<int64_t> steps;
+  std::error_code error;  // no folder: no samples
+  for (const auto& entry : std::filesystem::directory_iterator(samples_directory(run_path), error)) {
+    int64_t step = 0;
+    char rest = 0;
+    if (std::sscanf(entry.path().filename().c_str(), "step-%8" SCNd64 ".pn%c", &step, &rest) == 2 && entry.path() == sample_path(run_path, step)) steps.push_back(step);
+  }
+  std::sort(steps.begin(), steps.end());
+  return steps;
+}
 
 }  // namespace rz::tools

@@ -54,4 +54,10 @@ class RunDirectory {
   int metrics_ = -1;
 };
 
+// Pictures of what a model of images draws while it is trained: RUN/samples/step-00000500.png.
+std::string samples_directory(const std::string& run_path);
+std::string sample_path(const std::string& run_path, int64_t step);
+// The steps that have one, ascending.
+std::vector<int64_t> sampled_steps(const std::string& run_path);
+
 }  // namespace rz::tools

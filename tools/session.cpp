@@ -53,11 +53,10 @@ optim::LossScaling loss_scaling(const ringzero::Training& t) {
   return s;
 }
 
-bool sums_exactly(const ringzero::Job& job) { return job.sharding().reduction() == ringzero::Sharding::EXACT; }
-
-optim::MicroBatches micro_batches(const ringzero::Job& job) { return {job.training().batch(), std::max<int64_t>(1, job.training().micro_batch())}; }
-
 }  // namespace
+
+bool sums_exactly(const ringzero::Job& job) { return job.sharding().reduction() == ringzero::Sharding::EXACT; }
+optim::MicroBatches micro_batches(const ringzero::Job& job) { return {job.training().batch(), std::max<int64_t>(1, job.training().micro_batch())}; }
 
 std::unique_ptr<optim::Optimizer> make_optimizer(const ringzero::Optimizer& message) {
   if (message.has_sgd()) {
@@ -147,6 +146,10 @@ optim::StepResult Session::train_step(int64_t step) {
   });
   if (recorder_) recorder_->end_step();
   meter_.end_step();
+  if (task_->follows_losses()) {
+    const optim::StepMeter::Pause pause(meter_);
+    task_->end_step(comm_);
+  }
   if (t.check_replicas()) {
     const optim::StepMeter::Pause pause(meter_);
     sharded_.check_replicas();
@@ -166,41 +169,52 @@ optim::MicroLoss Session::exact_loss(int64_t step, int64_t round) {
   return micro;
 }
 
-double Session::evaluate() {
+void Session::with_sampled_weights(const std::function<void()>& forwards) {
   const optim::StepMeter::Pause pause(meter_);
   PhaseScope phase(Phase::evaluate);
   if (optimizer_.has_average()) optimizer_.swap_average();
+  sharded_.begin_step();
+  forwards();
+  sharded_.end_forward_only();
+  if (optimizer_.has_average()) optimizer_.swap_average();
+  sharded_.settle();  // that publication is not a step's
+}
+
+double Session::evaluate() {
   int64_t samples = task_->evaluation_samples();
   if (job_.training().evaluate_sequences() > 0) samples = std::min(samples, job_.training().evaluate_sequences());
-  sharded_.begin_step();
   // A fixed list of forwards, dealt round, and sums that do not depend on who did which: the loss of given weights does not
   // depend on the number of ranks.
   const optim::MicroBatches list(samples, samples_at_once(job_));
   optim::FixedSum loss;
   int64_t items = 0;
   // In lockstep: with sharded parameters every forward is collective, so all ranks run as many.
-  for (int64_t round = 0; round < list.rounds(comm_.size()); ++round) {
-    if (dry_run() && round == 2) break;
-    const auto index = list.at(round, comm_.rank(), comm_.size());
-    // Who has none left takes part with a sample that does not count.
-    const optim::Range part = index ? list.samples(*index) : optim::Range{0, 1};
-    const EvaluationSum s = task_->evaluate({part.begin, part.end});
-    if (!index) continue;
-    RZ_CHECK(loss.add(s.loss_sum), "the validation loss is not finite");
-    items += s.items;
-  }
-  sharded_.end_forward_only();
-  std::array<Int128, 2> global = {loss.value, items};
-  optim::all_reduce_exactly(comm_, global, "validation loss");
+  std::array<Int128, 2> global{};
+  with_sampled_weights([&] {
+    for (int64_t round = 0; round < list.rounds(comm_.size()); ++round) {
+      if (dry_run() && round == 2) break;
+      const auto index = list.at(round, comm_.rank(), comm_.size());
+      // Who has none left takes part with a sample that does not count.
+      const optim::Range part = index ? list.samples(*index) : optim::Range{0, 1};
+      const EvaluationSum s = task_->evaluate({part.begin, part.end});
+      if (!index) continue;
+      RZ_CHECK(loss.add(s.loss_sum), "the validation loss is not finite");
+      items += s.items;
+    }
+    global = {loss.value, items};
+    optim::all_reduce_exactly(comm_, global, "validation loss");
+  });
   loss.value = global[0];
-  if (optimizer_.has_average()) optimizer_.swap_average();
-  sharded_.settle();  // that publication is the evaluation's, not a step's
   return loss.to_double() / static_cast<double>(global[1]);
 }
 
-std::vector<optim::checkpoint::SliceToSave> Session::slices_to_save() const {
+std::vector<optim::checkpoint::SliceToSave> Session::slices_to_save() {
   std::vector<optim::checkpoint::SliceToSave> slices;
   for (const auto& s : optimizer_.slices_to_save()) slices.push_back({s.name, DType::f32, s.full_shape, s.begin, s.end, s.data});
+  task_state_ = task_->state();
+  const auto count = static_cast<int64_t>(task_state_.size());
+  // Every rank holds the same: rank 0 writes.
+  if (count > 0) slices.push_back({kTaskState, DType::f32, {count}, 0, comm_.rank() == 0 ? count : 0, task_state_.data()});
   return slices;
 }
 

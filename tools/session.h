@@ -2,6 +2,7 @@
 // `train` drives it on real ranks, `plan` and `memory` in a dry run: both execute this code, so a plan cannot drift from a run.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -9,12 +10,16 @@
 #include "comm/link_model.h"
 #include "optim/checkpoint/checkpoint.h"
 #include "optim/plan/reading.h"
+#include "optim/shard/micro_batches.h"
 #include "optim/trainer.h"
 #include "proto/job.pb.h"
 #include "runtime/core/trace.h"
 #include "tools/task.h"
 
 namespace rz::tools {
+
+// The tensor of a checkpoint that holds Task::state().
+inline constexpr const char* kTaskState = "task.state";
 
 // Compute threads of each rank: the job's, or the machine's cores over the ranks on it.
 int threads_of(const ringzero::Job& job, const comm::Communicator& comm);
@@ -24,6 +29,10 @@ std::unique_ptr<optim::Optimizer> make_optimizer(const ringzero::Optimizer& mess
 optim::ShardingOptions sharding_options(const ringzero::Job& job, int rank, int ranks);
 // The links that the job emulates; nothing where it emulates none.
 std::optional<comm::NetworkSpec> network_of(const ringzero::Job& job);
+
+// Exact sums, and the fixed list of micro-batches that they need.
+bool sums_exactly(const ringzero::Job& job);
+optim::MicroBatches micro_batches(const ringzero::Job& job);
 
 // ConfigError when some rank would have nothing to do.
 void check_batch(const ringzero::Job& job, int ranks);
@@ -41,7 +50,11 @@ class Session {
   // Mean loss over the validation data, with the average weights where they are kept. A dry run does the first two forwards;
   // all others are like them. COLLECTIVE.
   double evaluate();
-  std::vector<optim::checkpoint::SliceToSave> slices_to_save() const;
+  // Of weights, optimizer and task. Their data lives until the next call or step.
+  std::vector<optim::checkpoint::SliceToSave> slices_to_save();
+  // Runs `forwards`, which record nothing, with the weights that the run would be sampled with: the average ones where they are kept.
+  // Every rank must make as many forwards. COLLECTIVE.
+  void with_sampled_weights(const std::function<void()>& forwards);
 
   Task& task() { return *task_; }
   optim::ShardedModel& sharded() { return sharded_; }
@@ -62,6 +75,7 @@ class Session {
   optim::Trainer trainer_;
   optim::StepMeter meter_;
   std::optional<trace::Recorder> recorder_;
+  std::vector<float> task_state_;  // what slices_to_save() points to
 };
 
 }  // namespace rz::tools

@@ -4,8 +4,11 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
+#include <vector>
 
+#include "comm/communicator.h"
 #include "models/data/batch.h"
 #include "optim/trainer.h"
 #include "proto/job.pb.h"
@@ -33,6 +36,14 @@ class Task {
   // How many held-out samples there are, and the loss of some of them, in one forward (nothing is recorded).
   virtual int64_t evaluation_samples() const = 0;
   virtual EvaluationSum evaluate(models::SampleRange samples) = 0;
+
+  // Whether end_step() has anything to do; a step's publications are not hidden behind the next one where it has.
+  virtual bool follows_losses() const { return false; }
+  // After the update of a step: what all ranks' train_loss calls together mean for the next ones. COLLECTIVE.
+  virtual void end_step(comm::Communicator&) {}
+  // What training carries from step to step beside weights and optimizer, the same on every rank: checkpoints keep it. Always of one size.
+  virtual std::vector<float> state() const { return {}; }
+  virtual void restore(std::span<const float>) {}
 
   // Equal on ranks that hold the same data.
   virtual uint64_t data_digest() const = 0;

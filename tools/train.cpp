@@ -22,11 +22,13 @@
 #include "tools/atomic_file.h"
 #include "tools/autotune.h"
 #include "tools/console.h"
+#include "tools/diffusion_task.h"
 #include "tools/job_auto.h"
 #include "tools/job_file.h"
 #include "tools/language_task.h"
 #include "tools/loss_chart.h"
 #include "tools/memory_fit.h"
+#include "tools/picture.h"
 #include "tools/overlap/trace_file.h"
 #include "tools/progress.h"
 #include "tools/resident.h"
@@ -73,6 +75,7 @@ class Run {
       const bool evaluate_now = done == t.steps() || (t.evaluate_every() > 0 && done % t.evaluate_every() == 0);
       if (evaluate_now) validation_loss_ = session_.evaluate();
       record_step(done, evaluate_now);
+      if (t.sample_every() > 0 && (done == t.steps() || done % t.sample_every() == 0)) draw_samples(done);
       if (t.save_every() > 0 && done % t.save_every() == 0 && done < t.steps()) save(done);
     }
     session_.meter().finish();
@@ -114,8 +117,12 @@ class Run {
       std::vector<checkpoint::SliceToLoad> slices;
       const auto kept = session_.optimizer().slices_to_load();
       for (const auto& s : kept) slices.push_back({s.name, DType::f32, s.full_shape, s.begin, s.end, s.data});
+      std::vector<float> task_state = session_.task().state();
+      const auto numbers = static_cast<int64_t>(task_state.size());
+      if (numbers > 0) slices.push_back({kTaskState, DType::f32, {numbers}, 0, numbers, task_state.data()});
       const auto info = checkpoint::load(files, saved, std::nullopt, slices, comm_);
       session_.optimizer().finish_load(kept);
+      session_.task().restore(task_state);
       restore_loss_scaler(info);
       first_step_ = info.step;
       if (session_.sharded().exact() != nullptr) session_.sharded().exact()->set_state(info.counters);
@@ -277,12 +284,23 @@ class Run {
   std::string generate_sample() {
     auto* language = dynamic_cast<LanguageTask*>(&session_.task());
     if (language == nullptr) return {};
-    if (session_.optimizer().has_average()) session_.optimizer().swap_average();
-    session_.sharded().begin_step();
-    std::string text = sample_text(language->transformer(), parse_vocabulary(session_.task().generation_json(), path_), job_.sample(), job_.seed());
-    session_.sharded().end_forward_only();
-    if (session_.optimizer().has_average()) session_.optimizer().swap_average();
+    std::string text;
+    session_.with_sampled_weights(
+        [&] { text = sample_text(language->transformer(), parse_vocabulary(session_.task().generation_json(), path_), job_.sample(), job_.seed()); });
     return text;
+  }
+
+  // What the model draws so far, as a picture in the run directory.
+  void draw_samples(int64_t done) {
+    auto& task = dynamic_cast<DiffusionTask&>(session_.task());
+    std::vector<uint8_t> images;
+    session_.with_sampled_weights([&] { images = task.sample(job_.training(), comm_); });
+    on_rank_zero(comm_, "samples", [&] {
+      std::filesystem::create_directories(samples_directory(path_));
+      const Sheet sheet = image_sheet(task.images().size, images, kSampleColumns, task.images().padding);
+      write_file_atomically(sample_path(path_, done), png_of(sheet.size, sheet.pixels));
+    });
+    if (progress_) progress_->line(fmt::format("step {}: samples in {}", done, sample_path(path_, done)));
   }
 
   TrainOptions options_;

@@ -1,5 +1,7 @@
 #include "runtime/core/trace.h"
 
+#include <time.h>
+
 #include <chrono>
 
 #include "runtime/core/op_profile.h"
@@ -8,6 +10,12 @@ namespace rz {
 
 int64_t steady_now_ns() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+int64_t thread_cpu_ns() {
+  timespec used{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
+  return int64_t{used.tv_sec} * 1'000'000'000 + used.tv_nsec;
 }
 
 namespace trace {

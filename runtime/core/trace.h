@@ -2,7 +2,7 @@
 //
 // A Recorder keeps the last steps of one rank: the events of its main thread (what it computes, parameters whose gradients became
 // ready, collectives issued, waits for them), its collectives with their times, and the ledger at each change of activity.
-// * Recording is appending: no lock but the ledger's own, no system call but the clock's. The main thread alone writes events; the
+// * Recording is appending: no lock but the ledger's own, no system call but the clocks'. The main thread alone writes events; the
 //   progress thread hands over finished collectives through a single-producer single-consumer ring (OperationLog).
 // * It never synchronizes ranks and changes nothing that they compute. What does not fit is counted, not waited for.
 // * Where no Recorder is attached to a thread, every call site is a test of one pointer.
@@ -24,6 +24,8 @@ namespace rz {
 
 // Nanoseconds of the machine's steady clock; the clock of every time in a trace.
 int64_t steady_now_ns();
+// Nanoseconds of a core that this thread has used.
+int64_t thread_cpu_ns();
 
 namespace trace {
 
@@ -36,10 +38,10 @@ inline constexpr uint32_t kNoName = 0;
 
 struct Event {
   enum class Kind : uint8_t {
-    activity,  // `activity` on `name` begins, `value` = elements to update (optimizer)
-    ready,     // the gradient of the parameter `name` is complete
-    issue,     // collective number `value` is queued
-    wait,      // [begin, end]: waits for collective number `value`
+    activity,      // `activity` on `name` begins, `value` = elements to update (optimizer)
+    ready,         // the gradient of the parameter `name` is complete
+    issue,         // collective number `value` is queued
+    wait,          // [begin, end]: waits for collective number `value`
     bucket_ready,  // all gradients of the bucket `name` are complete
   };
   Kind kind = Kind::activity;
@@ -54,17 +56,18 @@ struct Event {
 struct Operation {
   int64_t number = -1;  // counts this rank's recorded collectives
   uint32_t name = kNoName;
-  uint8_t kind = 0;     // comm::CollectiveKind
-  uint8_t order = 0;    // comm::Order
-  uint32_t group = 0;   // comm::Group::id
+  uint8_t kind = 0;       // comm::CollectiveKind
+  uint8_t order = 0;      // comm::Order
+  uint32_t group = 0;     // comm::Group::id
   uint64_t sequence = 0;  // (group, sequence) is the same operation on every rank
-  uint64_t bytes = 0;   // of the full buffer
+  uint64_t bytes = 0;     // of the full buffer
   uint64_t sent_bytes = 0;
   int64_t queued_ns = 0;
   int64_t started_ns = 0;     // the progress thread took it up
   int64_t first_byte_ns = 0;  // 0: nothing ever arrived
   int64_t last_byte_ns = 0;
   int64_t done_ns = 0;
+  int64_t cpu_ns = 0;  // of a core, used by the progress thread between started and done
 };
 
 struct MemorySample {

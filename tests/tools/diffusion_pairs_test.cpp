@@ -68,7 +68,7 @@ class DiffusionPairs : public DiffusionJob {
     one.sampler.steps = 1, many.sampler.steps = 20;
     const auto a = samples(run, one, 1), b = samples(reference, many, 1);
     double sum = 0;
-    for (size_t i = 0; i < a.size(); ++i) sum += std::pow(double{a[i]} - double{b[i]}, 2) / static_cast<double>(a.size());
+    for (size_t i = 0; i < a.size(); ++i) sum += std::pow(static_cast<double>(a[i]) - static_cast<double>(b[i]), 2) / static_cast<double>(a.size());
     return sum;
   }
 };

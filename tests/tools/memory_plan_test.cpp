@@ -90,6 +90,17 @@ TEST_F(MemoryPlan, PredictsEveryModeToTheByte) {
   }
 }
 
+TEST_F(MemoryPlan, MeasuresNoBucketsThatARunWouldChoose) {
+  MemoryCell cell;
+  try {
+    measure_cell(job({"sharding.bucket_mb=auto"}), cell, {path("measured"), 1});
+    FAIL() << "no error";
+  } catch (const ConfigError& e) {
+    EXPECT_THAT(e.what(), ::testing::HasSubstr("--set sharding.bucket_mb=N"));
+  }
+  EXPECT_FALSE(fs::exists(path("measured")));
+}
+
 TEST_F(MemoryPlan, StatesEqualTheClosedFormOfEveryJob) {
   const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
       // at stage 2

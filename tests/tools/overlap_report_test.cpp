@@ -32,7 +32,7 @@ size_t count(const std::string& text, const std::string& part) {
 void expect_sound_page(const std::string& html) {
   for (const char* element : {"svg", "g", "text", "title", "table", "details", "summary", "div", "ul", "style"})
     EXPECT_EQ(count(html, fmt::format("<{} ", element)) + count(html, fmt::format("<{}>", element)), count(html, fmt::format("</{}>", element))) << element;
-  EXPECT_THAT(html, HasSubstr("content=\"default-src 'none'; style-src 'unsafe-inline'\""));
+  EXPECT_THAT(html, HasSubstr("content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\""));
   for (const char* outside : {"<script", "<img", "<link", "<iframe", "@import", "src=", "href", "//", "url(h"}) EXPECT_THAT(html, Not(HasSubstr(outside)));
   for (const char* number : {"nan", "inf%", "=\"-"}) EXPECT_THAT(html, Not(HasSubstr(number)));
 }

@@ -209,7 +209,7 @@ TEST(Simulation, WaitsForTheSlowestRank) {
 
 TEST(Simulation, SoftwareCostsAreAdded) {
   ByHand hand(2, 2, {{20, 4, 5}, {20, 4, 5}});
-  hand.run.costs = {.issue_ns = 1 * kUs, .pickup_ns = 2 * kUs, .wake_ns = 3 * kUs, .message = {}};
+  hand.run.costs = {.issue_ns = 1 * kUs, .pickup_ns = 2 * kUs, .wake_ns = 3 * kUs, .message = {}, .work = {}};
   hand.options.message = {.message_ns = 500, .byte_ns = 0};
   // Issued at 21, taken up at 23, a fingerprint and a message received, done at 34, awake at 37.
   EXPECT_NEAR(hand.rank(0).step_ms, 37 + 5, 1e-9);
@@ -277,6 +277,36 @@ TEST(Simulation, RanksOfAMachineShareItsCores) {
   // at half speed: at 25 they have 12.5 us left, which each now has a core for. They issue at 37.5, and 20 us later all are done.
   StepTiming t = simulate(hand.run, hand.script, hand.options).ranks[1][0];
   EXPECT_NEAR(t.exposed_ms * 1e3, 37.5 + 20 - 25, 1e-6);
+}
+
+TEST(Simulation, ProgressThreadsTakeFromMainThreadsWhereNoCoreIsSpare) {
+  // A fingerprint and a message take 4 us of a core while the transfer lasts 10 us.
+  ByHand hand(2, 2, {{20, 30, 5}, {20, 30, 5}});
+  hand.run.ranks_per_machine = 2;
+  hand.run.costs.work = {.message_ns = 2 * kUs, .byte_ns = 0};
+  EXPECT_NEAR(hand.rank(0).compute_ms, 54, 1e-9);
+  EXPECT_NEAR(hand.rank(1).step_ms, 59, 1e-9);
+  hand.run.cores = 3;
+  EXPECT_NEAR(hand.rank(0).step_ms, 55, 1e-9);
+  hand.run.cores = 2;
+  // What a rank waits through costs it nothing: 4 us at a rate of 0.6, then until 30.
+  for (auto& rank : hand.run.steps) rank[0].intervals_ns[1] = 4 * kUs;
+  EXPECT_NEAR(hand.rank(0).compute_ms, 20 + 4 / 0.6, 1e-9);
+  EXPECT_NEAR(hand.rank(0).step_ms, 35, 1e-9);
+  // Rank 1 comes late, in the middle of what rank 0 computes.
+  hand.run.steps[0][0].intervals_ns = {20.0 * kUs, 30.0 * kUs, 5.0 * kUs};
+  hand.run.steps[1][0].intervals_ns = {35.0 * kUs, 10.0 * kUs, 5.0 * kUs};
+  EXPECT_NEAR(hand.rank(0).step_ms, 59, 1e-9);
+  EXPECT_NEAR(hand.rank(1).step_ms, 54, 1e-9);
+  // Four ranks on two cores: three messages and a fingerprint, 8 us of work more for each, at half speed.
+  ByHand four(2, 4, {{20, 30, 5}, {20, 30, 5}});
+  four.script.batch = 24;
+  four.options.same_machine = true;
+  four.run.costs.work = {.message_ns = 2 * kUs, .byte_ns = 0};
+  for (const int r : {0, 3}) EXPECT_NEAR(four.rank(r).step_ms, 110 + 16, 1e-6);
+  // One rank alone moves nothing, whatever others moved.
+  hand.set_ranks(1);
+  EXPECT_NEAR(hand.rank(0).compute_ms, 2 * 50, 1e-9);
 }
 
 TEST(Simulation, ASlowerLinkIsNeverFaster) {
@@ -478,6 +508,54 @@ TEST_F(Recorded, KnowsWhatWasComputedBetweenMarks) {
   }
 }
 
+TEST_F(Recorded, ProgressThreadsWorkIsNotTheMainThreadsCompute) {
+  Synthetic synthetic(job({"communication.link=1Gbit,10us"}), 2);
+  for (RankTrace& t : synthetic.trace.ranks)
+    for (trace::Step& step : t.steps)
+      for (trace::Operation& o : step.operations) o.cpu_ns = (o.done_ns - o.started_ns) / 2;
+  const auto computed = [&] {
+    std::vector<double> sums;
+    const RecordedRun run = recorded_run(synthetic.trace);
+    for (const RecordedStep& step : run.steps[1]) {
+      sums.push_back(step.update_ns);
+      for (const double ns : step.intervals_ns) sums.back() += ns;
+    }
+    return sums;
+  };
+  const auto spare = computed();
+  for (RankTrace& t : synthetic.trace.ranks) t.cores = 2;
+  const auto shared = computed();
+  // Both ranks' collectives run at the same times, and take half a core each: main threads had the other half.
+  const auto& steps = synthetic.trace.ranks[1].steps;
+  for (size_t i = 0; i < spare.size(); ++i) {
+    const trace::Step& step = steps[i + 2];
+    std::vector<Span> waits;
+    for (const trace::Event& e : step.events)
+      if (e.kind == trace::Event::Kind::wait) waits.push_back({e.begin_ns, e.end_ns});
+    double beside = 0;
+    for (const trace::Operation& o : step.operations) beside += static_cast<double>(o.done_ns - o.started_ns - overlap_ns(waits, {o.started_ns, o.done_ns}));
+    EXPECT_GT(beside, 100 * kUs);
+    // Where an interval is nothing but issuing, half of that would leave less than nothing.
+    EXPECT_GE(shared[i], spare[i] - beside / 2 - 1);
+    EXPECT_LE(shared[i], spare[i] - beside / 2 + 3.0 * kUs * static_cast<double>(step.operations.size()));
+  }
+  EXPECT_GT(recorded_run(synthetic.trace).costs.work.message_ns, 0);
+}
+
+// While all main threads wait, progress threads may want more than there is: nobody computes then.
+TEST_F(Recorded, ProgressThreadsOfFewCoresLeaveNumbers) {
+  Synthetic synthetic(job({"communication.link=1Gbit,10us"}), 3);
+  for (RankTrace& t : synthetic.trace.ranks) {
+    t.cores = 2;
+    for (trace::Step& step : t.steps)
+      for (trace::Operation& o : step.operations) o.cpu_ns = o.done_ns - o.started_ns;
+  }
+  const RecordedRun run = recorded_run(synthetic.trace);
+  for (const auto& rank : run.steps)
+    for (const RecordedStep& step : rank)
+      for (const double ns : step.intervals_ns) EXPECT_TRUE(ns >= 0 && ns < 1e12) << ns;
+}
+
 TEST_F(Recorded, ReplaysWhatItRecorded) {
   // Nothing is exposed: there is nothing but compute, and every rank computes the same.
   const Synthetic synthetic(job({"communication.link=1Gbit,10us"}), 2);
@@ -490,6 +568,28 @@ TEST_F(Recorded, ReplaysWhatItRecorded) {
   EXPECT_NEAR(simulate(run, wide, {.network = equal_links(1e15, 0)}).timing.compute_ms, run.timing.compute_ms, 1e-6);
 }
 
+TEST(RecordedCollectives, SayWhatAMessageAndAByteTakeOfACore) {
+  // Scalars: 2 x 2 messages and a fingerprint. 600,000 bytes on 3 ranks: 2 x 2 chunks of 200,000.
+  const auto segments = static_cast<double>((200'000 + comm::ProgressOptions{}.segment_bytes - 1) / comm::ProgressOptions{}.segment_bytes);
+  const auto small = operation(CollectiveKind::all_reduce, 24, 3), large = operation(CollectiveKind::all_reduce, 600'000, 3);
+  EXPECT_EQ(received(small).messages, 5);
+  EXPECT_EQ(received(large).messages, 1 + 4 * segments);
+  EXPECT_EQ(received(large).bytes, 800'000);
+  EXPECT_EQ(received(operation(CollectiveKind::reduce_scatter, 600'000, 3)).messages, 1 + 2 * segments);
+  EXPECT_EQ(received(operation(CollectiveKind::all_gather, 600'000, 1)).messages, 0);
+  const auto took = [](const ScriptOperation& o, double message_ns, double byte_ns) {
+    const auto ns = static_cast<int64_t>(received(o).messages * message_ns + received(o).bytes * byte_ns);
+    return RecordedCollective{o, 0, {0, 0, 0}, {1, 1, 1}, {ns, ns - 1000, ns + 1000}};
+  };
+  const MessageCost found = fit_work({took(small, 15'000, 0.5), took(large, 15'000, 0.5)});
+  EXPECT_NEAR(found.message_ns, 15'000, 1);
+  EXPECT_NEAR(found.byte_ns, 0.5, 1e-4);
+  // Nothing is ever won by receiving.
+  EXPECT_EQ(fit_work({took(small, 1, 0), took(large, 0, 0.5)}).message_ns, 0);
+  EXPECT_NEAR(fit_work({took(large, 15'000, 0)}).message_ns, 15'000, 1);
+  EXPECT_EQ(fit_work({}).byte_ns, 0);
+}
+
 TEST_F(Recorded, FitsLinksAndCostsThatItWasNotTold) {
   std::vector<RecordedCollective> collectives;
   const NetworkSpec truth = equal_links(2e8, 70e-6);
@@ -500,7 +600,7 @@ TEST_F(Recorded, FitsLinksAndCostsThatItWasNotTold) {
     int64_t now = 0;
     for (const uint64_t bytes : {24, 3000, 60'000, 600'000, 3'000'000}) {
       now += 1'000'000 * kUs;
-      RecordedCollective c{operation(CollectiveKind::all_reduce, bytes, 3), 0, {now + 1000, now + 2000, now + 500}, {0, 0, 0}};
+      RecordedCollective c{operation(CollectiveKind::all_reduce, bytes, 3), 0, {now + 1000, now + 2000, now + 500}, {0, 0, 0}, {0, 0, 0}};
       network.run(c.operation, 0, c.begin_ns, c.done_ns);
       collectives.push_back(c);
     }
@@ -519,7 +619,10 @@ TEST_F(Recorded, FitsLinksAndCostsThatItWasNotTold) {
 }
 
 TEST_F(Recorded, AnswersQuestionsAboutARealRun) {
-  Predictor predictor(recorded_run(run(job({"communication.link=1Gbit,20us"}), 2, "run")));
+  RecordedRun recorded = recorded_run(run(job({"communication.link=1Gbit,20us"}), 2, "run"));
+  // What progress threads do costs nothing while main threads wait for slow links: with it a faster link may be slower.
+  recorded.costs.work = {};
+  Predictor predictor(std::move(recorded));
   const Prediction same = predictor.predict({});
   EXPECT_EQ(same.ranks, 2);
   EXPECT_EQ(same.batch, 8);

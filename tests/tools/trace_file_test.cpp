@@ -40,6 +40,7 @@ RankTrace example() {
   o.order = 1;
   o.group = 9;
   o.first_byte_ns = 0;  // never
+  o.cpu_ns = 2500;
   o.last_byte_ns = o.done_ns - 1;
   trace::MemorySample sample{t.steps[1].begin_ns + 3, {}};
   for (size_t c = 0; c < kCategories; ++c) sample.bytes[c] = static_cast<int64_t>(c) << 40;
@@ -64,8 +65,8 @@ void expect_equal(const RankTrace& a, const RankTrace& b) {
     ASSERT_EQ(s.operations.size(), t.operations.size());
     for (size_t j = 0; j < s.operations.size(); ++j) {
       const trace::Operation &o = s.operations[j], &p = t.operations[j];
-      EXPECT_EQ(std::tie(o.number, o.name, o.kind, o.order, o.group, o.sequence, o.bytes, o.sent_bytes, o.queued_ns, o.started_ns, o.first_byte_ns, o.last_byte_ns, o.done_ns),
-                std::tie(p.number, p.name, p.kind, p.order, p.group, p.sequence, p.bytes, p.sent_bytes, p.queued_ns, p.started_ns, p.first_byte_ns, p.last_byte_ns, p.done_ns));
+      EXPECT_EQ(std::tie(o.number, o.name, o.kind, o.order, o.group, o.sequence, o.bytes, o.sent_bytes, o.queued_ns, o.started_ns, o.first_byte_ns, o.last_byte_ns, o.done_ns, o.cpu_ns),
+                std::tie(p.number, p.name, p.kind, p.order, p.group, p.sequence, p.bytes, p.sent_bytes, p.queued_ns, p.started_ns, p.first_byte_ns, p.last_byte_ns, p.done_ns, p.cpu_ns));
     }
     ASSERT_EQ(s.memory.size(), t.memory.size());
     for (size_t j = 0; j < s.memory.size(); ++j) {
@@ -147,7 +148,7 @@ TEST_F(TraceFile, InconsistentContentsAreNamed) {
     const char* says;
     std::function<void(Message&)> change;
   } cases[] = {
-      {"has format 2, this program reads 1", [](Message& m) { m.set_format_version(2); }},
+      {"has format 1, this program reads 2", [](Message& m) { m.set_format_version(1); }},
       {"its events have columns of different lengths", [](Message& m) { m.mutable_steps(1)->mutable_events()->add_value(1); }},
       {"its operations have columns of different lengths", [](Message& m) { m.mutable_steps(1)->mutable_operations()->add_done_ns(1); }},
       {"name 3 of 2", [](Message& m) { m.mutable_steps(1)->mutable_events()->set_name(0, 3); }},

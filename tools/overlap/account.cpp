@@ -54,7 +54,8 @@ Slowness slowest_link(const RunTrace& run) {
   const auto to = static_cast<int>(slowest - rates.begin());
   const int from = (to - 1 + run.size()) % run.size();
   constexpr double kMbit = 8e-6;
-  return {1 - *slowest / usual, fmt::format("{} -> {} ({:.0f} Mbit/s, the others {:.0f} Mbit/s)", from, to, *slowest * kMbit, usual * kMbit)};
+  return {1 - *slowest / usual,
+          fmt::format("{} -> {} ({:.0f} Mbit/s, the others {:.0f} Mbit/s)", from, to, *slowest * kMbit, usual * kMbit)};
 }
 
 class Accountant {
@@ -72,8 +73,9 @@ class Accountant {
       }
       std::ranges::sort(own.in_order, {}, [](const Operation* o) { return o->started_ns; });
       for (size_t i = 1; i < own.in_order.size(); ++i)
-        RZ_CONFIG_CHECK(own.in_order[i]->started_ns >= own.in_order[i - 1]->done_ns, "the trace of rank {} is wrong: collective {} begins before {} is done", r,
-                        own.in_order[i]->number, own.in_order[i - 1]->number);
+        RZ_CONFIG_CHECK(own.in_order[i]->started_ns >= own.in_order[i - 1]->done_ns,
+                        "the trace of rank {} is wrong: collective {} begins before {} is done", r, own.in_order[i]->number,
+                        own.in_order[i - 1]->number);
       for (const trace::Step& step : steps) {
         own.first_wait[&step] = own.waits.size();
         for (const Event& e : step.events) {
@@ -168,7 +170,8 @@ class Accountant {
   Purpose purpose_of(int rank, const Operation& o) const {
     const OfRank& own = of(rank);
     // Publications are issued in the optimizer's turn; what is not of a bucket is of the step.
-    if (static_cast<comm::CollectiveKind>(o.kind) == comm::CollectiveKind::all_gather) return own.published.contains(o.number) ? Purpose::publish : Purpose::gather;
+    if (static_cast<comm::CollectiveKind>(o.kind) == comm::CollectiveKind::all_gather)
+      return own.published.contains(o.number) ? Purpose::publish : Purpose::gather;
     return own.buckets.contains(o.name) ? Purpose::reduce : Purpose::scalars;
   }
 
@@ -222,7 +225,9 @@ class Accountant {
     for (const Event& e : step.events) {
       if (e.kind == Event::Kind::bucket_ready) head.reset();
       if (e.kind != Event::Kind::issue) continue;
-      if (const auto found = own.operations.find(e.value); !head && found != own.operations.end() && purpose_of(rank, *found->second) == Purpose::reduce) head = e.value;
+      if (const auto found = own.operations.find(e.value);
+          !head && found != own.operations.end() && purpose_of(rank, *found->second) == Purpose::reduce)
+        head = e.value;
       if (e.value == o.number) break;
     }
     return run_.name(rank, head ? own.operations.at(*head)->name : o.name);
@@ -317,7 +322,9 @@ class Accountant {
   }
 
   struct KeyHash {
-    size_t operator()(const std::pair<uint32_t, uint64_t>& k) const { return std::hash<uint64_t>{}(k.second * 0x9e3779b97f4a7c15ULL + k.first); }
+    size_t operator()(const std::pair<uint32_t, uint64_t>& k) const {
+      return std::hash<uint64_t>{}(k.second * 0x9e3779b97f4a7c15ULL + k.first);
+    }
   };
 
   const RunTrace& run_;
@@ -367,9 +374,11 @@ RunAccount account_run(const RunTrace& run) {
   account.size = run.size();
   // The first step warms up; the first kept one waits for collectives of a step that was not kept.
   account.steps.assign(run.steps.begin() + 1, run.steps.end());
-  RZ_CONFIG_CHECK(!account.steps.empty(), "the trace holds {} step(s); an account needs at least 2, of which it leaves out the first", run.steps.size());
+  RZ_CONFIG_CHECK(!account.steps.empty(), "the trace holds {} step(s); an account needs at least 2, of which it leaves out the first",
+                  run.steps.size());
   for (const RankTrace& t : run.ranks)
-    RZ_CONFIG_CHECK(t.dropped == 0, "the trace of rank {} has lost {} collectives: keep fewer steps or use larger buckets", t.rank, t.dropped);
+    RZ_CONFIG_CHECK(t.dropped == 0, "the trace of rank {} has lost {} collectives: keep fewer steps or use larger buckets", t.rank,
+                    t.dropped);
   Accountant accountant(run);
   account.slow_link = accountant.slow_link();
   for (int r = 0; r < run.size(); ++r) {

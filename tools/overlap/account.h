@@ -71,7 +71,9 @@ struct StepAccount {
 
   int64_t compute_ns() const;
   int64_t other_ns() const { return step_ns - compute_ns() - exposed_ns; }
-  double hidden_fraction() const { return communication_ns > 0 ? static_cast<double>(hidden_ns) / static_cast<double>(communication_ns) : 1.0; }
+  double hidden_fraction() const {
+    return communication_ns > 0 ? static_cast<double>(hidden_ns) / static_cast<double>(communication_ns) : 1.0;
+  }
 };
 
 struct RunAccount {

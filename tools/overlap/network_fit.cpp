@@ -102,10 +102,12 @@ std::vector<RecordedCollective> collectives_of(const RunTrace& trace) {
           c.first = members.front();
           c.begin_ns.resize(members.size());
           c.done_ns.resize(members.size());
+          c.cpu_ns.resize(members.size());
         }
         RZ_CONFIG_CHECK(static_cast<size_t>(place) < c.begin_ns.size(), "the trace of rank {} names a group of other ranks", r);
         c.begin_ns[static_cast<size_t>(place)] = o.started_ns;
         c.done_ns[static_cast<size_t>(place)] = o.done_ns;
+        c.cpu_ns[static_cast<size_t>(place)] = o.cpu_ns;
         ++complete[key];
       }
     }
@@ -131,6 +133,28 @@ MessageCost fit_message_cost(const std::vector<RecordedCollective>& all, const c
   const auto collectives = some_of(all);
   const Point p = search([&](Point q) { return mean_abs_log(ratios(collectives, network, ranks, {q.message_ns, q.byte_ns})); });
   return {p.message_ns, p.byte_ns};
+}
+
+MessageCost fit_work(const std::vector<RecordedCollective>& collectives) {
+  double mm = 0, mb = 0, bb = 0, mc = 0, bc = 0;  // sums of products of messages, bytes, cpu
+  for (const RecordedCollective& c : collectives) {
+    const Received r = received(c.operation);
+    for (const int64_t cpu_ns : c.cpu_ns) {
+      const auto cpu = static_cast<double>(cpu_ns);
+      mm += r.messages * r.messages, mb += r.messages * r.bytes, bb += r.bytes * r.bytes;
+      mc += r.messages * cpu, bc += r.bytes * cpu;
+    }
+  }
+  if (mm == 0) return {};
+  const double determinant = mm * bb - mb * mb;
+  // All operations alike, or a line below zero at one end: one number says it all.
+  constexpr double kSingular = 1e-9;
+  if (determinant > kSingular * mm * bb) {
+    const MessageCost both{(mc * bb - bc * mb) / determinant, (bc * mm - mc * mb) / determinant};
+    if (both.message_ns >= 0 && both.byte_ns >= 0) return both;
+    if (both.message_ns < 0) return {0, bc / bb};
+  }
+  return {mc / mm, 0};
 }
 
 FittedNetwork fit_link(const std::vector<RecordedCollective>& all, int ranks) {

@@ -102,8 +102,10 @@ std::string advise_smaller_bucket(const std::vector<BucketMeans>& buckets, const
   // Down to where the time of a transfer is a few percent of what it was, but no message gets tiny.
   while (target > 256 * 1024 && target > b->bytes / 8) target /= 2;
   if (target >= b->bytes) return {};
-  return fmt::format("bucket {} of {:.2f} MiB becomes ready when there is little left to compute: buckets of {:.2f} MiB would hide about {:.1f} ms more (sharding.bucket_mb, or auto)",
-                     late, b->bytes / kMiB, target / kMiB, ms * (1 - target / b->bytes));
+  return fmt::format(
+      "bucket {} of {:.2f} MiB becomes ready when there is little left to compute: buckets of {:.2f} MiB would hide about {:.1f} ms more "
+      "(sharding.bucket_mb, or auto)",
+      late, b->bytes / kMiB, target / kMiB, ms * (1 - target / b->bytes));
 }
 
 }  // namespace
@@ -165,7 +167,8 @@ std::vector<std::string> advice_on(const RunAccount& account, const ringzero::Jo
   if (account.size == 1) return {"one rank communicates with nobody: there is nothing to overlap"};
   std::vector<std::string> advice;
   if (!job.sharding().overlap()) {
-    advice.push_back(fmt::format("sharding.overlap is off: on, up to {:.1f} ms of a step of {:.1f} ms would be hidden", std::min(m.exposed_ms, m.compute_ms), m.step_ms));
+    advice.push_back(fmt::format("sharding.overlap is off: on, up to {:.1f} ms of a step of {:.1f} ms would be hidden",
+                                 std::min(m.exposed_ms, m.compute_ms), m.step_ms));
     return advice;
   }
   // A straggler shows on the ranks that wait for it, not on itself.
@@ -175,8 +178,9 @@ std::vector<std::string> advice_on(const RunAccount& account, const ringzero::Jo
       if (cause.first == Cause::straggler) waited_for[cause.second] = std::max(waited_for[cause.second], ms);
   const auto straggler = std::ranges::max_element(waited_for, {}, [](const auto& e) { return e.second; });
   if (straggler != waited_for.end() && straggler->second > 0.05 * m.step_ms)
-    advice.push_back(fmt::format("{} is a straggler: others wait {:.1f} ms of each step of {:.1f} ms for it; see its machine's load, threads and share of the batch", straggler->first,
-                                 straggler->second, m.step_ms));
+    advice.push_back(fmt::format(
+        "{} is a straggler: others wait {:.1f} ms of each step of {:.1f} ms for it; see its machine's load, threads and share of the batch",
+        straggler->first, straggler->second, m.step_ms));
   std::array<bool, kCauses> said{};
   for (const auto& [cause, ms] : blame(buckets)) {
     if (ms < 0.02 * m.step_ms) break;
@@ -184,28 +188,40 @@ std::vector<std::string> advice_on(const RunAccount& account, const ringzero::Jo
     switch (cause.first) {
       case Cause::gradient_late: {
         std::string sentence = advise_smaller_bucket(buckets, cause.second, ms);
-        if (sentence.empty()) sentence = fmt::format("bucket {} becomes ready last, and {:.1f} ms of its reduction have nothing to hide behind", cause.second, ms);
+        if (sentence.empty())
+          sentence =
+              fmt::format("bucket {} becomes ready last, and {:.1f} ms of its reduction have nothing to hide behind", cause.second, ms);
         advice.push_back(std::move(sentence));
         break;
       }
       case Cause::prefetch_late:
         advice.push_back(find(buckets, cause.second, Purpose::gather) != nullptr
-                             ? fmt::format("{:.1f} ms of gathering {} come too late: sharding.prefetch {} would begin them earlier", ms, cause.second, job.sharding().prefetch() + 1)
-                             : fmt::format("{:.1f} ms of publishing {} have nothing to hide behind: it is needed right after its update", ms, cause.second));
+                             ? fmt::format("{:.1f} ms of gathering {} come too late: sharding.prefetch {} would begin them earlier", ms,
+                                           cause.second, job.sharding().prefetch() + 1)
+                             : fmt::format("{:.1f} ms of publishing {} have nothing to hide behind: it is needed right after its update",
+                                           ms, cause.second));
         break;
       case Cause::link_bound:
-        advice.push_back(fmt::format("the link is the limit: {:.1f} ms of communication beside {:.1f} ms of compute; accumulate more micro-batches, shard within groups, or reduce in 16 bit",
-                                     m.communication_ms, m.compute_ms));
+        advice.push_back(
+            fmt::format("the link is the limit: {:.1f} ms of communication beside {:.1f} ms of compute; accumulate more micro-batches, "
+                        "shard within groups, or reduce in 16 bit",
+                        m.communication_ms, m.compute_ms));
         break;
       case Cause::queued_behind:
-        advice.push_back(fmt::format("{:.1f} ms were spent behind the transfer of {}, which is needed later: smaller buckets let urgent ones pass sooner", ms, cause.second));
+        advice.push_back(fmt::format(
+            "{:.1f} ms were spent behind the transfer of {}, which is needed later: smaller buckets let urgent ones pass sooner", ms,
+            cause.second));
         break;
-      case Cause::slow_link: advice.push_back(fmt::format("the link {} costs {:.1f} ms of each step", cause.second, ms)); break;
+      case Cause::slow_link:
+        advice.push_back(fmt::format("the link {} costs {:.1f} ms of each step", cause.second, ms));
+        break;
       case Cause::progress_starved:
-        advice.push_back(fmt::format("the progress thread of {} waited {:.1f} ms for a core: leave it one (training.threads, ranks per machine)", cause.second, ms));
+        advice.push_back(fmt::format(
+            "the progress thread of {} waited {:.1f} ms for a core: leave it one (training.threads, ranks per machine)", cause.second, ms));
         break;
       case Cause::straggler:
-      case Cause::synchronization: break;
+      case Cause::synchronization:
+        break;
     }
   }
   if (advice.empty()) advice.push_back(fmt::format("nothing to gain: {:.1f} ms of {:.1f} ms are exposed", m.exposed_ms, m.step_ms));
@@ -230,28 +246,33 @@ nlohmann::ordered_json overlap_json(const RunAccount& account, const ringzero::J
 
 std::string overlap_text(const RunAccount& account, const ringzero::Job& job) {
   const int critical = account.critical_rank();
-  std::string text = fmt::format("{}: {} ranks, stage {}, overlap {}, steps {} to {}; times in ms, means of a step\n\n", job.name(), account.size, job.sharding().stage(),
-                                 job.sharding().overlap() ? "on" : "off", account.steps.front() + 1, account.steps.back() + 1);
-  text += fmt::format("  {:<6}{:>10} ={:>10} +{:>10} +{:>8}{:>15}{:>9}{:>10}{:>9}\n", "rank", "step", "compute", "exposed", "other", "communication", "hidden", "ideal", "gap");
+  std::string text =
+      fmt::format("{}: {} ranks, stage {}, overlap {}, steps {} to {}; times in ms, means of a step\n\n", job.name(), account.size,
+                  job.sharding().stage(), job.sharding().overlap() ? "on" : "off", account.steps.front() + 1, account.steps.back() + 1);
+  text += fmt::format("  {:<6}{:>10} ={:>10} +{:>10} +{:>8}{:>15}{:>9}{:>10}{:>9}\n", "rank", "step", "compute", "exposed", "other",
+                      "communication", "hidden", "ideal", "gap");
   for (int r = 0; r < account.size; ++r) {
     const RankMeans m = means_of(account, r);
-    text += fmt::format("  {:<6}{:>10.3f}  {:>10.3f}  {:>10.3f}  {:>8.3f}{:>15.3f}{:>8.1f}%{:>10.3f}{:>9.3f}{}\n", r, m.step_ms, m.compute_ms, m.exposed_ms, m.other_ms, m.communication_ms,
-                        100 * m.hidden_fraction, m.ideal_ms(), m.step_ms - m.ideal_ms(), r == critical ? "  critical" : "");
+    text += fmt::format("  {:<6}{:>10.3f}  {:>10.3f}  {:>10.3f}  {:>8.3f}{:>15.3f}{:>8.1f}%{:>10.3f}{:>9.3f}{}\n", r, m.step_ms,
+                        m.compute_ms, m.exposed_ms, m.other_ms, m.communication_ms, 100 * m.hidden_fraction, m.ideal_ms(),
+                        m.step_ms - m.ideal_ms(), r == critical ? "  critical" : "");
   }
-  text += fmt::format("\nRank {}, by bucket, in the order of issue:\n\n  {:<24}{:<10}{:>12}{:>10}{:>10}{:>10}{:>14}  causes of what was exposed\n", critical, "bucket", "for", "size", "transfer",
-                      "hidden", "exposed", "bus");
+  text += fmt::format(
+      "\nRank {}, by bucket, in the order of issue:\n\n  {:<24}{:<10}{:>12}{:>10}{:>10}{:>10}{:>14}  causes of what was exposed\n",
+      critical, "bucket", "for", "size", "transfer", "hidden", "exposed", "bus");
   const auto buckets = buckets_of(account, critical);
   for (const BucketMeans& b : buckets) {
     std::string causes;
     for (const auto& [cause, ms] : b.causes)
       if (ms >= 0.001) causes += fmt::format("{}{} {:.3f} ({})", causes.empty() ? "" : ", ", name(cause.first), ms, cause.second);
-    text += fmt::format("  {:<24}{:<10}{:>12}{:>10.3f}{:>10.3f}{:>10.3f}{:>12}/s  {}\n", b.bucket, name(b.purpose), format_bytes(b.bytes), b.transfer_ms, b.hidden_ms, b.exposed_ms,
-                        format_bytes(b.bus_bytes_per_s), causes);
+    text += fmt::format("  {:<24}{:<10}{:>12}{:>10.3f}{:>10.3f}{:>10.3f}{:>12}/s  {}\n", b.bucket, name(b.purpose), format_bytes(b.bytes),
+                        b.transfer_ms, b.hidden_ms, b.exposed_ms, format_bytes(b.bus_bytes_per_s), causes);
   }
   text += "\nWho is to blame for what rank " + std::to_string(critical) + " waited:\n\n";
   constexpr double kWorthALine = 0.002;  // of a step
   for (const auto& [cause, ms] : blame(buckets))
-    if (ms > kWorthALine * means_of(account, critical).step_ms) text += fmt::format("  {:>10.3f}  {:<18}{}\n", ms, name(cause.first), cause.second);
+    if (ms > kWorthALine * means_of(account, critical).step_ms)
+      text += fmt::format("  {:>10.3f}  {:<18}{}\n", ms, name(cause.first), cause.second);
   if (!account.slow_link.empty()) text += fmt::format("\nA link stands out: {}\n", account.slow_link);
   text += "\n";
   for (const std::string& sentence : advice_on(account, job)) text += "  * " + sentence + "\n";

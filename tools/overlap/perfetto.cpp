@@ -46,9 +46,16 @@ class Writer {
     events_.push_back({{"ph", "M"}, {"pid", rank}, {"tid", thread}, {"name", what}, {"args", {{"name", name}}}});
   }
 
-  void slice(int rank, int thread, const std::string& name, const char* category, int64_t begin_ns, int64_t end_ns, ordered_json arguments) {
-    events_.push_back({{"ph", "X"}, {"pid", rank}, {"tid", thread}, {"name", name}, {"cat", category}, {"ts", us(begin_ns)},
-                       {"dur", static_cast<double>(std::max<int64_t>(end_ns - begin_ns, 0)) * 1e-3}, {"args", std::move(arguments)}});
+  void slice(int rank, int thread, const std::string& name, const char* category, int64_t begin_ns, int64_t end_ns,
+             ordered_json arguments) {
+    events_.push_back({{"ph", "X"},
+                       {"pid", rank},
+                       {"tid", thread},
+                       {"name", name},
+                       {"cat", category},
+                       {"ts", us(begin_ns)},
+                       {"dur", static_cast<double>(std::max<int64_t>(end_ns - begin_ns, 0)) * 1e-3},
+                       {"args", std::move(arguments)}});
   }
 
   void flow(int rank, const char* phase, int thread, const std::string& id, int64_t at_ns) {
@@ -69,7 +76,8 @@ class Writer {
     const auto finish = [&](int64_t until) {
       if (now == trace::Activity::other || until <= since) return;
       const std::string& what = t.names[on];
-      slice(t.rank, kMain, what.empty() ? name(now) : fmt::format("{} {}", name(now), what), name(now), since, until, ordered_json::object());
+      slice(t.rank, kMain, what.empty() ? name(now) : fmt::format("{} {}", name(now), what), name(now), since, until,
+            ordered_json::object());
     };
     for (const Event& e : step.events) {
       if (e.kind == Event::Kind::activity) {
@@ -89,9 +97,12 @@ class Writer {
 
     for (const trace::Operation& o : step.operations) {
       const std::string id = fmt::format("{}.{}", t.rank, o.number);
-      slice(t.rank, kCommunication, fmt::format("{} {}", comm::name(static_cast<comm::CollectiveKind>(o.kind)), t.names[o.name]), "communication",
-            o.started_ns, o.done_ns,
-            {{"operation", o.number}, {"bytes", o.bytes}, {"sent_bytes", o.sent_bytes}, {"queued_us", us(o.queued_ns)},
+      slice(t.rank, kCommunication, fmt::format("{} {}", comm::name(static_cast<comm::CollectiveKind>(o.kind)), t.names[o.name]),
+            "communication", o.started_ns, o.done_ns,
+            {{"operation", o.number},
+             {"bytes", o.bytes},
+             {"sent_bytes", o.sent_bytes},
+             {"queued_us", us(o.queued_ns)},
              {"first_byte_us", o.first_byte_ns == 0 ? ordered_json() : ordered_json(us(o.first_byte_ns))},
              {"last_byte_us", o.last_byte_ns == 0 ? ordered_json() : ordered_json(us(o.last_byte_ns))}});
       // Ready -> reduction -> the wait that needs it, in front of the update.

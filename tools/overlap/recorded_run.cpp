@@ -30,24 +30,38 @@ double median(std::vector<double> values) { return quantile(std::move(values), 0
 
 double to_ms(int64_t ns) { return static_cast<double>(ns) * 1e-6; }
 
-// Where the ranks of a machine compute with more threads than it has cores, they take turns: how much of a core's time a rank had
-// between two moments, if those that computed at the same time shared evenly.
+// How much of a core's time a rank had between two moments. On a machine without a spare core, progress threads take theirs from those
+// that compute, and where more threads compute than there are cores, these take turns, evenly.
 class CoreTime {
  public:
-  CoreTime(const RunTrace& trace, int threads, int cores) {
-    if (trace.size() * threads <= cores) return;
-    rate_before_ = rate(trace.size(), threads, cores);
-    std::map<int64_t, int> waiting;  // changes
-    for (const RankTrace& t : trace.ranks)
-      for (const trace::Step& step : t.steps)
+  // `ranks`: of one machine.
+  CoreTime(const RunTrace& trace, const std::vector<int>& ranks, int threads, int cores) {
+    const int most = static_cast<int>(ranks.size()) * threads;
+    if (most < cores) return;
+    struct Change {
+      int computing = 0;
+      double progress = 0;
+    };
+    std::map<int64_t, Change> changes;
+    for (const int r : ranks)
+      for (const trace::Step& step : trace.ranks[static_cast<size_t>(r)].steps) {
         for (const Event& e : step.events)
-          if (e.kind == Event::Kind::wait) ++waiting[e.begin_ns], --waiting[e.end_ns];
+          if (e.kind == Event::Kind::wait) --changes[e.begin_ns].computing, ++changes[e.end_ns].computing;
+        for (const trace::Operation& o : step.operations) {
+          if (o.done_ns <= o.started_ns) continue;
+          const double share = std::min(1.0, static_cast<double>(o.cpu_ns) / static_cast<double>(o.done_ns - o.started_ns));
+          changes[o.started_ns].progress += share, changes[o.done_ns].progress -= share;
+        }
+      }
+    rate_before_ = rate(most, 0, cores);
     double spent = 0;
-    int computing = trace.size();
-    for (const auto& [time, change] : waiting) {
-      if (!points_.empty()) spent += rate(computing, threads, cores) * static_cast<double>(time - points_.back().time);
-      computing -= change;
-      points_.push_back({time, spent, rate(computing, threads, cores)});
+    int computing = most;
+    double progress = 0;
+    for (const auto& [time, change] : changes) {
+      if (!points_.empty()) spent += points_.back().rate * static_cast<double>(time - points_.back().time);
+      computing += change.computing * threads;
+      progress += change.progress;
+      points_.push_back({time, spent, rate(computing, progress, cores)});
     }
   }
 
@@ -59,8 +73,9 @@ class CoreTime {
     double spent;
     double rate;  // from here on
   };
-  static double rate(int computing, int threads, int cores) {
-    return computing * threads <= cores ? 1.0 : static_cast<double>(cores) / (computing * threads);
+  static double rate(int computing, double progress, int cores) {
+    if (computing == 0 || computing + progress <= cores) return 1.0;
+    return std::max(0.0, cores - progress) / computing;
   }
   double at(int64_t time) const {
     const auto after = std::ranges::upper_bound(points_, time, {}, &Point::time);
@@ -185,7 +200,14 @@ RecordedRun recorded_run(const RunTrace& trace) {
     if (trace.steps[i] >= kWarmUpSteps) steps.push_back(trace.steps[i]);
   RZ_CONFIG_CHECK(!steps.empty(), "the trace holds steps up to {}; a simulation needs one after the first {}", trace.steps.back(),
                   kWarmUpSteps);
-  const CoreTime cores(trace, run.threads, run.one_machine ? run.cores : trace.size() * run.threads);
+  std::map<std::string, std::vector<int>> machines;
+  for (const RankTrace& t : trace.ranks) machines[t.host].push_back(t.rank);
+  std::map<std::string, CoreTime> core_times;
+  for (const auto& [host, ranks] : machines) {
+    core_times.emplace(host, CoreTime(trace, ranks, run.threads, trace.ranks[static_cast<size_t>(ranks.front())].cores));
+    run.ranks_per_machine = std::max(run.ranks_per_machine, static_cast<int>(ranks.size()));
+  }
+  const auto cores_of = [&](int rank) -> const CoreTime& { return core_times.at(trace.ranks[static_cast<size_t>(rank)].host); };
   std::vector<int64_t> usable;
   run.steps.resize(trace.ranks.size());
   for (const int64_t number : steps) {
@@ -193,7 +215,7 @@ RecordedRun recorded_run(const RunTrace& trace) {
     for (int r = 0; r < run.ranks; ++r) {
       const trace::Step& step = trace.at(r, number);
       const auto pieces = pieces_of(step, trace.ranks[static_cast<size_t>(r)].names, run.script.buckets);
-      if (auto read = read_step(pieces, step, run.script, cores, run.costs.issue_ns)) of_ranks.push_back(std::move(*read));
+      if (auto read = read_step(pieces, step, run.script, cores_of(r), run.costs.issue_ns)) of_ranks.push_back(std::move(*read));
     }
     if (of_ranks.size() < trace.ranks.size()) continue;
     usable.push_back(number);
@@ -210,7 +232,8 @@ RecordedRun recorded_run(const RunTrace& trace) {
     for (size_t i = 0; i < own.size(); ++i) {
       const auto& kept = trace.ranks[static_cast<size_t>(r)].steps;
       const auto here = std::ranges::find(kept, usable[i], &trace::Step::step);
-      own[i].gap_ns = here + 1 != kept.end() && (here + 1)->step == usable[i] + 1 ? cores.between(here->end_ns, (here + 1)->begin_ns) : -1;
+      own[i].gap_ns =
+          here + 1 != kept.end() && (here + 1)->step == usable[i] + 1 ? cores_of(r).between(here->end_ns, (here + 1)->begin_ns) : -1;
       if (own[i].gap_ns >= 0) gaps.push_back(own[i].gap_ns);
     }
     const double usual = median(gaps);
@@ -227,6 +250,7 @@ RecordedRun recorded_run(const RunTrace& trace) {
   run.timing = typical_timing(timings);
 
   const auto collectives = collectives_of(trace);
+  run.costs.work = fit_work(collectives);
   if (const auto emulated = network_of(run.job)) {
     run.network = *emulated;
     run.costs.message = fit_message_cost(collectives, run.network, run.ranks);

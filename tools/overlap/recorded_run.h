@@ -42,6 +42,7 @@ struct SoftwareCosts {
   double pickup_ns = 0;  // until an idle progress thread takes it up
   double wake_ns = 0;    // from the end of a collective until the main thread that waits for it goes on
   MessageCost message;
+  MessageCost work;  // of a core, for each message that a progress thread receives
 };
 
 // Links as seen in the recorded collectives, where none were emulated.
@@ -52,7 +53,7 @@ struct FittedNetwork {
 };
 
 struct RecordedStep {
-  std::vector<double> intervals_ns;  // by interval of the script; as if the rank had its cores for itself
+  std::vector<double> intervals_ns;  // by interval of the script; as if the rank had its cores for itself, without its progress thread
   double update_ns = 0;              // all of the optimizer's updates
   int64_t updated_elements = 0;
   double gap_ns = 0;  // until the next step begins
@@ -64,6 +65,7 @@ struct RecordedRun {
   int threads = 1;  // of each rank
   int cores = 1;    // of a machine
   bool one_machine = true;
+  int ranks_per_machine = 1;                     // at the most
   StepScript script;                             // of the recorded configuration
   std::vector<std::vector<RecordedStep>> steps;  // [rank][kept step after warm-up]
   StepTiming timing;                             // of the median step

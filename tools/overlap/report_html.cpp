@@ -50,6 +50,7 @@ details{margin:6px 0}summary{cursor:pointer;padding:4px 0}
 rect,path.area{fill:var(--c)}.legend i,.bar i{background:var(--c)}
 .odd{fill-opacity:.78}.peers{fill-opacity:.25}
 .grid{stroke:var(--line)}.arrow{stroke:var(--ink);opacity:.6}.arrow.back{opacity:.3}#head path{fill:var(--ink)}
+.samples{display:flex;flex-wrap:wrap;gap:14px}.samples figure{margin:0}.samples img{display:block;image-rendering:pixelated;width:min(100%,600px)}.samples figcaption{color:var(--soft)}
 .plot .drawing{flex:1;min-width:0}.plot svg{display:block}path.curve{fill:none;stroke:var(--c);stroke-width:1.5;vector-effect:non-scaling-stroke}
 .forward{--c:#2563b0}.backward{--c:#12806f}.optimizer{--c:#5c8a1e}.data{--c:#6f7884}.other{--c:#b4bac2}
 .reduce{--c:#6f42c1}.gather{--c:#9a5bd8}.publish{--c:#a98ae6}.scalars{--c:#45356f}.hidden{--c:#8fb8a8}
@@ -57,6 +58,18 @@ rect,path.area{fill:var(--c)}.legend i,.bar i{background:var(--c)}
 .slow_link{--c:#c2257a}.straggler{--c:#7a1333}.synchronization{--c:#e39090}.progress_starved{--c:#8a7a5c}
 .loss{--c:#2563b0}.validation{--c:#d63b2f}
 )";
+
+// RFC 4648, section 4.
+std::string base64(std::string_view bytes) {
+  constexpr std::string_view kDigits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  std::string out;
+  for (size_t i = 0; i < bytes.size(); i += 3) {
+    uint32_t group = 0;
+    for (size_t k = 0; k < 3; ++k) group = group << 8 | (i + k < bytes.size() ? static_cast<unsigned char>(bytes[i + k]) : 0);
+    for (size_t k = 0; k < 4; ++k) out += i + k > bytes.size() ? '=' : kDigits[group >> (18 - 6 * k) & 63];
+  }
+  return out;
+}
 
 struct Part {
   std::string css;
@@ -68,7 +81,9 @@ struct Part {
 std::string bar(const std::vector<Part>& parts, double scale_ms) {
   std::string html = "<div class=bar>";
   for (const Part& p : parts)
-    if (p.ms > 0) html += fmt::format("<i class=\"{}\" style=\"width:{:.3f}%\" title=\"{} {}\"></i>", p.css, 100 * p.ms / scale_ms, escaped_xml(p.title), format_ms(p.ms));
+    if (p.ms > 0)
+      html += fmt::format("<i class=\"{}\" style=\"width:{:.3f}%\" title=\"{} {}\"></i>", p.css, 100 * p.ms / scale_ms,
+                          escaped_xml(p.title), format_ms(p.ms));
   return html + "</div>";
 }
 
@@ -77,7 +92,8 @@ std::string plural(int64_t n, const char* word) { return fmt::format("{} {}{}", 
 // A chart's frame: lines and numbers from 0 (or `least`) to `most`, ticks of the x axis below. `paths` are drawn in a box of 1000 x 1000.
 class Plot {
  public:
-  Plot(double from, double to, double least, double most) : from_(from), to_(to > from ? to : from + 1), least_(least), most_(most > least ? most : least + 1) {}
+  Plot(double from, double to, double least, double most)
+      : from_(from), to_(to > from ? to : from + 1), least_(least), most_(most > least ? most : least + 1) {}
 
   double x(double value) const { return 1000 * (value - from_) / (to_ - from_); }
   double y(double value) const { return 1000 * (most_ - value) / (most_ - least_); }
@@ -98,9 +114,11 @@ class Plot {
     const double x_step = grid_step(to_ - from_);
     for (double v = std::ceil(from_ / x_step) * x_step; v <= to_ - x_step / 4; v += x_step)
       ticks += fmt::format("<text x=\"{:.3f}%\" y={}>{:g}{}</text>", x(v) / 10, kTop + kHeight + 16, v, x_unit);
-    return fmt::format("<div class=plot><svg width=74 height={0}>{1}</svg><div class=drawing><svg width=\"100%\" height={0}>{2}<svg y={3} width=\"100%\" height={4} viewBox=\"0 0 1000 1000\" "
-                       "preserveAspectRatio=none>{5}</svg>{6}</svg></div></div>\n",
-                       kTop + kHeight + 24, numbers, grid, kTop, kHeight, paths, ticks);
+    return fmt::format(
+        "<div class=plot><svg width=74 height={0}>{1}</svg><div class=drawing><svg width=\"100%\" height={0}>{2}<svg y={3} width=\"100%\" "
+        "height={4} viewBox=\"0 0 1000 1000\" "
+        "preserveAspectRatio=none>{5}</svg>{6}</svg></div></div>\n",
+        kTop + kHeight + 24, numbers, grid, kTop, kHeight, paths, ticks);
   }
 
  private:
@@ -109,8 +127,9 @@ class Plot {
 
 class Report {
  public:
-  Report(const RunTrace& run, const RunAccount& account, const ringzero::Job& job, const std::vector<ordered_json>& metrics)
-      : run_(run), account_(account), job_(job), metrics_(metrics), critical_(account.critical_rank()) {
+  Report(const RunTrace& run, const RunAccount& account, const ringzero::Job& job, const std::vector<ordered_json>& metrics,
+         const std::vector<SamplePicture>& samples)
+      : run_(run), account_(account), job_(job), metrics_(metrics), samples_(samples), critical_(account.critical_rank()) {
     for (int r = 0; r < account.size; ++r) means_.push_back(means_of(account, r));
     const auto& steps = account.ranks[static_cast<size_t>(critical_)];
     std::vector<size_t> order(steps.size());
@@ -120,39 +139,50 @@ class Report {
   }
 
   std::string html() const {
-    std::string page = "<!DOCTYPE html>\n<html lang=en>\n<meta charset=utf-8>\n<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
+    std::string page = "<!DOCTYPE html>\n<html lang=en>\n<meta charset=utf-8>\n<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">\n"
                        "<meta name=viewport content=\"width=device-width\">\n";
     page += fmt::format("<title>{} - overlap</title>\n<style>{}", escaped_xml(job_.name()), kStyle);
-    for (size_t c = 0; c < kCategories; ++c) page += fmt::format(".{}{{--c:{}}}", name(static_cast<Category>(c)), hex(category_color(static_cast<Category>(c))));
+    for (size_t c = 0; c < kCategories; ++c)
+      page += fmt::format(".{}{{--c:{}}}", name(static_cast<Category>(c)), hex(category_color(static_cast<Category>(c))));
     page += "\n</style>\n<body>\n" + head() + advice();
-    page += fmt::format("<h2>A step of median time: step {}</h2>\n<p class=soft>Above: what each rank's main thread did, and the cause of each wait. Below: its collectives, pale while other ranks "
-                        "have not begun. Arrows: gradients ready &rarr; reduction &rarr; the end of the wait for it. Rest the pointer on a bar for its numbers.</p>\n",
-                        account_.steps[median_] + 1);
+    page += fmt::format(
+        "<h2>A step of median time: step {}</h2>\n<p class=soft>Above: what each rank's main thread did, and the cause of each wait. "
+        "Below: its collectives, pale while other ranks "
+        "have not begun. Arrows: gradients ready &rarr; reduction &rarr; the end of the wait for it. Rest the pointer on a bar for its "
+        "numbers.</p>\n",
+        account_.steps[median_] + 1);
     page += timeline_html(run_, account_, median_);
-    return page + ranks() + buckets() + memory() + loss() + causes() + "</body>\n</html>\n";
+    return page + ranks() + buckets() + memory() + loss() + samples() + causes() + "</body>\n</html>\n";
   }
 
  private:
   const RankMeans& critical() const { return means_[static_cast<size_t>(critical_)]; }
 
-  static std::string figure(const std::string& value, const char* label) { return fmt::format("<div><b>{}</b><small>{}</small></div>\n", value, label); }
+  static std::string figure(const std::string& value, const char* label) {
+    return fmt::format("<div><b>{}</b><small>{}</small></div>\n", value, label);
+  }
 
   std::string head() const {
     const RankMeans& m = critical();
     const auto& s = job_.sharding();
     const auto& link = job_.communication().link();
-    std::string html = fmt::format("<h1>{}</h1>\n<p class=soft>{}, stage {}, overlap {}, buckets of {}{}{}; steps {} to {}</p>\n", escaped_xml(job_.name()), plural(account_.size, "rank"),
-                                   s.stage(), s.overlap() ? "on" : "off", s.bucket_mb() > 0 ? fmt::format("{:g} MiB", s.bucket_mb()) : "a unit",
-                                   s.stage() == 3 ? fmt::format(", prefetch {}", s.prefetch()) : "", link.empty() ? "" : fmt::format(", links of {}", escaped_xml(link)),
-                                   account_.steps.front() + 1, account_.steps.back() + 1);
-    html += fmt::format("<p>A step takes <b>{:.3f} ms = {:.3f} compute + {:.3f} exposed communication + {:.3f} other</b> on rank {}, the critical one (means).</p>\n", m.step_ms,
-                        m.compute_ms, m.exposed_ms, m.other_ms, critical_);
+    std::string html = fmt::format("<h1>{}</h1>\n<p class=soft>{}, stage {}, overlap {}, buckets of {}{}{}; steps {} to {}</p>\n",
+                                   escaped_xml(job_.name()), plural(account_.size, "rank"), s.stage(), s.overlap() ? "on" : "off",
+                                   s.bucket_mb() > 0 ? fmt::format("{:g} MiB", s.bucket_mb()) : "a unit",
+                                   s.stage() == 3 ? fmt::format(", prefetch {}", s.prefetch()) : "",
+                                   link.empty() ? "" : fmt::format(", links of {}", escaped_xml(link)), account_.steps.front() + 1,
+                                   account_.steps.back() + 1);
+    html += fmt::format(
+        "<p>A step takes <b>{:.3f} ms = {:.3f} compute + {:.3f} exposed communication + {:.3f} other</b> on rank {}, the critical one "
+        "(means).</p>\n",
+        m.step_ms, m.compute_ms, m.exposed_ms, m.other_ms, critical_);
     html += "<div class=figures>\n" + figure(format_ms(m.median_step_ms), "step, median") + figure(format_ms(m.compute_ms), "compute") +
             figure(format_ms(m.communication_ms), "communication");
     html += figure(fmt::format("{:.1f} %", 100 * m.hidden_fraction), "of it hidden") + figure(format_ms(m.exposed_ms), "exposed");
     html += figure(format_ms(m.ideal_ms()), "ideal step") + figure(format_ms(m.step_ms - m.ideal_ms()), "gap to the ideal");
     if (m.communication_ms > 0) html += figure(format_bytes(m.sent_bytes / (m.communication_ms * 1e-3)) + "/s", "bus bandwidth");
-    if (!metrics_.empty() && metrics_.back().contains("tokens")) html += figure(format_quantity(metrics_.back()["tokens"].get<double>() / (m.median_step_ms * 1e-3)), "tokens per second");
+    if (!metrics_.empty() && metrics_.back().contains("tokens"))
+      html += figure(format_quantity(metrics_.back()["tokens"].get<double>() / (m.median_step_ms * 1e-3)), "tokens per second");
     return html + "</div>\n";
   }
 
@@ -164,31 +194,41 @@ class Report {
 
   std::string not_shown() const {
     const auto shown = static_cast<int>(ranks_shown(account_).size());
-    return shown == account_.size ? "" : fmt::format("<p class=soft>{} of {} ranks are shown; overlap.json holds all.</p>\n", shown, account_.size);
+    return shown == account_.size
+               ? ""
+               : fmt::format("<p class=soft>{} of {} ranks are shown; overlap.json holds all.</p>\n", shown, account_.size);
   }
 
   std::string ranks() const {
     double scale_ms = 0;
     for (const int r : ranks_shown(account_)) scale_ms = std::max(scale_ms, means_[static_cast<size_t>(r)].step_ms);
-    std::string html = "<h2>Where the time of a step goes</h2>\n<p class=soft>Means over the steps. Ideal: all communication beside all compute.</p>\n" + not_shown() +
-                       "<table><tr><th>rank<th class=left>step<th>step<th>compute<th>exposed<th>other<th>communication<th>hidden<th>ideal</tr>\n";
+    std::string html =
+        "<h2>Where the time of a step goes</h2>\n<p class=soft>Means over the steps. Ideal: all communication beside all compute.</p>\n" +
+        not_shown() +
+        "<table><tr><th>rank<th class=left>step<th>step<th>compute<th>exposed<th>other<th>communication<th>hidden<th>ideal</tr>\n";
     for (const int r : ranks_shown(account_)) {
       const RankMeans& m = means_[static_cast<size_t>(r)];
       std::vector<Part> parts;
-      for (const Activity a : {Activity::data, Activity::forward, Activity::backward, Activity::optimizer}) parts.push_back({name(a), m.activity_ms[static_cast<size_t>(a)], name(a)});
-      for (size_t c = 0; c < kCauses; ++c) parts.push_back({name(static_cast<Cause>(c)), m.exposed_by_cause[c], fmt::format("waits: {}", name(static_cast<Cause>(c)))});
+      for (const Activity a : {Activity::data, Activity::forward, Activity::backward, Activity::optimizer})
+        parts.push_back({name(a), m.activity_ms[static_cast<size_t>(a)], name(a)});
+      for (size_t c = 0; c < kCauses; ++c)
+        parts.push_back({name(static_cast<Cause>(c)), m.exposed_by_cause[c], fmt::format("waits: {}", name(static_cast<Cause>(c)))});
       parts.push_back({"other", m.activity_ms[static_cast<size_t>(Activity::other)], "other"});
-      html += fmt::format("<tr><td>{}{}<td class=wide>{}<td>{:.3f}<td>{:.3f}<td>{:.3f}<td>{:.3f}<td>{:.3f}<td>{:.1f}%<td>{:.3f}</tr>\n", r, r == critical_ ? " critical" : "",
-                          bar(parts, scale_ms), m.step_ms, m.compute_ms, m.exposed_ms, m.other_ms, m.communication_ms, 100 * m.hidden_fraction, m.ideal_ms());
+      html += fmt::format("<tr><td>{}{}<td class=wide>{}<td>{:.3f}<td>{:.3f}<td>{:.3f}<td>{:.3f}<td>{:.3f}<td>{:.1f}%<td>{:.3f}</tr>\n", r,
+                          r == critical_ ? " critical" : "", bar(parts, scale_ms), m.step_ms, m.compute_ms, m.exposed_ms, m.other_ms,
+                          m.communication_ms, 100 * m.hidden_fraction, m.ideal_ms());
     }
     return html + "</table>\n";
   }
 
   std::string buckets() const {
-    std::string html = "<h2>Hidden and exposed, by bucket</h2>\n<p class=soft>In the order of issue; ms of a step. Exposed time counts all waits for a collective, before its transfer too.</p>\n" +
-                       legend_html({"hidden"});
-    for (const int r : ranks_shown(account_)) html += fmt::format("<details{}><summary>rank {}{}</summary>\n{}</details>\n", r == critical_ ? " open" : "", r,
-                                                                  r == critical_ ? ", critical" : "", buckets_of_rank(r));
+    std::string html =
+        "<h2>Hidden and exposed, by bucket</h2>\n<p class=soft>In the order of issue; ms of a step. Exposed time counts all waits for a "
+        "collective, before its transfer too.</p>\n" +
+        legend_html({"hidden"});
+    for (const int r : ranks_shown(account_))
+      html += fmt::format("<details{}><summary>rank {}{}</summary>\n{}</details>\n", r == critical_ ? " open" : "", r,
+                          r == critical_ ? ", critical" : "", buckets_of_rank(r));
     return html;
   }
 
@@ -196,12 +236,16 @@ class Report {
     const auto buckets = buckets_of(account_, rank);
     double scale_ms = 0;
     for (const BucketMeans& b : buckets) scale_ms = std::max(scale_ms, b.hidden_ms + b.exposed_ms);
-    std::string html = "<table><tr><th>bucket<th class=left>for<th class=left>hidden, exposed by cause<th>size<th>transfer<th>hidden<th>exposed<th>bus</tr>\n";
+    std::string html =
+        "<table><tr><th>bucket<th class=left>for<th class=left>hidden, exposed by "
+        "cause<th>size<th>transfer<th>hidden<th>exposed<th>bus</tr>\n";
     for (const BucketMeans& b : buckets) {
       std::vector<Part> parts = {{"hidden", b.hidden_ms, "hidden"}};
-      for (const auto& [cause, ms] : b.causes) parts.push_back({name(cause.first), ms, fmt::format("{} ({})", name(cause.first), cause.second)});
-      html += fmt::format("<tr><td>{}<td class=left>{}<td class=wide>{}<td>{}<td>{:.3f}<td>{:.3f}<td>{:.3f}<td>{}/s</tr>\n", escaped_xml(b.bucket), name(b.purpose), bar(parts, scale_ms),
-                          format_bytes(b.bytes), b.transfer_ms, b.hidden_ms, b.exposed_ms, format_bytes(b.bus_bytes_per_s));
+      for (const auto& [cause, ms] : b.causes)
+        parts.push_back({name(cause.first), ms, fmt::format("{} ({})", name(cause.first), cause.second)});
+      html += fmt::format("<tr><td>{}<td class=left>{}<td class=wide>{}<td>{}<td>{:.3f}<td>{:.3f}<td>{:.3f}<td>{}/s</tr>\n",
+                          escaped_xml(b.bucket), name(b.purpose), bar(parts, scale_ms), format_bytes(b.bytes), b.transfer_ms, b.hidden_ms,
+                          b.exposed_ms, format_bytes(b.bus_bytes_per_s));
     }
     return html + "</table>\n";
   }
@@ -239,8 +283,10 @@ class Report {
       used.emplace_back(name(static_cast<Category>(c)));
       paths += fmt::format("<path class=\"area {}\" d=\"{}{}z\"><title>{}</title></path>\n", used.back(), upper, lower, used.back());
     }
-    return fmt::format("<h2>Memory over that step</h2>\n<p class=soft>What the ledger of rank {} held whenever its activity changed; at most {}.</p>\n", critical_,
-                       format_bytes(static_cast<double>(most))) +
+    return fmt::format(
+               "<h2>Memory over that step</h2>\n<p class=soft>What the ledger of rank {} held whenever its activity changed; at most "
+               "{}.</p>\n",
+               critical_, format_bytes(static_cast<double>(most))) +
            plot.html(paths, " ms", [](double bytes) { return format_bytes(bytes); }) + legend_html(used);
   }
 
@@ -249,7 +295,8 @@ class Report {
     std::vector<std::pair<double, double>> validation;
     for (const ordered_json& line : metrics_) {
       const auto take = [&](const char* key, auto& to) {
-        if (line.contains(key) && line[key].is_number()) to.emplace_back(line["step"].template get<double>(), line[key].template get<double>());
+        if (line.contains(key) && line[key].is_number())
+          to.emplace_back(line["step"].template get<double>(), line[key].template get<double>());
       };
       take("loss", training);
       take("val_loss", validation);
@@ -268,21 +315,32 @@ class Report {
         const size_t n = std::min(together, points.size() - i);
         double step = 0;
         double value = 0;
-        for (size_t j = i; j < i + n; ++j) step += points[j].first / static_cast<double>(n), value += points[j].second / static_cast<double>(n);
+        for (size_t j = i; j < i + n; ++j)
+          step += points[j].first / static_cast<double>(n), value += points[j].second / static_cast<double>(n);
         d += fmt::format("{}{:.2f} {:.2f}", d.empty() ? "M" : "L", plot.x(step), plot.y(value));
       }
       return d.empty() ? d : fmt::format("<path class=\"curve {}\" d=\"{}\"/>\n", css, d);
     };
-    std::string html = fmt::format("<h2>Loss</h2>\n<p class=soft>Training loss of {}, last {:.4f}{}.</p>\n", plural(static_cast<int64_t>(training.size()), "step"), training.back().second,
+    std::string html = fmt::format("<h2>Loss</h2>\n<p class=soft>Training loss of {}, last {:.4f}{}.</p>\n",
+                                   plural(static_cast<int64_t>(training.size()), "step"), training.back().second,
                                    validation.empty() ? "" : fmt::format("; validation loss {:.4f}", validation.back().second));
     const auto as_number = [](double v) { return fmt::format("{:g}", v); };
     if (validation.size() < 2) return html + plot.html(curve(training, "loss"), "", as_number);
     return html + plot.html(curve(training, "loss") + curve(validation, "validation"), "", as_number) + legend_html({"loss", "validation"});
   }
 
+  std::string samples() const {
+    if (samples_.empty()) return "";
+    std::string html = "<h2>Samples</h2>\n<p class=soft>What the model drew after some of its steps, from the same noise each time.</p>\n<div class=samples>\n";
+    for (const SamplePicture& s : samples_)
+      html += fmt::format("<figure><img alt=\"samples after step {0}\" src=\"data:image/png;base64,{1}\"><figcaption>step {0}</figcaption></figure>\n", s.step, base64(s.png));
+    return html + "</div>\n";
+  }
+
   static std::string causes() {
     constexpr std::array<const char*, kCauses> kMeanings = {
-        "The reduction was issued so late that it could not have ended in time: too little was left to compute. Names the bucket that was ready last.",
+        "The reduction was issued so late that it could not have ended in time: too little was left to compute. Names the bucket that was "
+        "ready last.",
         "The same of a gather or a publication of weights.",
         "The collective stood in line behind transfers that were needed before it: the link is too slow for so much.",
         "The link was busy with a transfer that is needed later.",
@@ -294,14 +352,17 @@ class Report {
     std::string html = "<h2>Causes of exposed time</h2>\n<table>\n";
     for (size_t c = 0; c < kCauses; ++c)
       html += fmt::format("<tr><td>{}<td class=words>{}</tr>\n", legend_html({name(static_cast<Cause>(c))}), kMeanings[c]);
-    return html + "</table>\n<p class=soft>Hidden: the part of the transfers during which the main thread did not wait. perfetto.json, beside this file, holds all recorded steps for "
-                  "ui.perfetto.dev; overlap.json the numbers.</p>\n";
+    return html +
+           "</table>\n<p class=soft>Hidden: the part of the transfers during which the main thread did not wait. perfetto.json, beside "
+           "this file, holds all recorded steps for "
+           "ui.perfetto.dev; overlap.json the numbers.</p>\n";
   }
 
   const RunTrace& run_;
   const RunAccount& account_;
   const ringzero::Job& job_;
   const std::vector<ordered_json>& metrics_;
+  const std::vector<SamplePicture>& samples_;
   int critical_;
   std::vector<RankMeans> means_;
   size_t median_ = 0;
@@ -309,8 +370,9 @@ class Report {
 
 }  // namespace
 
-std::string report_html(const RunTrace& run, const RunAccount& account, const ringzero::Job& job, const std::vector<ordered_json>& metrics) {
-  return Report(run, account, job, metrics).html();
+std::string report_html(const RunTrace& run, const RunAccount& account, const ringzero::Job& job, const std::vector<ordered_json>& metrics,
+                        const std::vector<SamplePicture>& samples) {
+  return Report(run, account, job, metrics, samples).html();
 }
 
 }  // namespace rz::tools

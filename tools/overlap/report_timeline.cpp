@@ -30,7 +30,8 @@ std::string in_words(std::string name) {
 
 class Timeline {
  public:
-  Timeline(const RunTrace& run, const RunAccount& account, size_t index) : run_(run), account_(account), index_(index), shown_(ranks_shown(account)) {
+  Timeline(const RunTrace& run, const RunAccount& account, size_t index)
+      : run_(run), account_(account), index_(index), shown_(ranks_shown(account)) {
     const int64_t number = account.steps[index];
     begin_ns_ = run.at(shown_[0], number).begin_ns;
     end_ns_ = run.at(shown_[0], number).end_ns;
@@ -46,16 +47,21 @@ class Timeline {
     int top = kAxis;
     axis(height);
     for (const int r : shown_) {
-      names += fmt::format("<text class=rank y={}>rank {}{}</text><text y={}>collectives</text>\n", top + 16, r, r == account_.critical_rank() ? ", critical" : "",
-                           top + kMainHeight + kArrows + 13);
+      names += fmt::format("<text class=rank y={}>rank {}{}</text><text y={}>collectives</text>\n", top + 16, r,
+                           r == account_.critical_rank() ? ", critical" : "", top + kMainHeight + kArrows + 13);
       draw_rank(r, top);
       top += kRankHeight;
     }
     std::string html = "<div class=timeline>\n";
     for (const int zoom : kZooms)
-      html += fmt::format("<input type=radio name=zoom id=z{}{}><label for=z{}>{}&times;</label>\n", zoom, zoom == 1 ? " checked" : "", zoom, zoom);
-    html += fmt::format("<div class=lanes><svg class=names width=104 height={}>{}</svg><div class=scroll><svg class=time width=\"100%\" height={}>\n", height, names, height);
-    html += "<defs><marker id=head viewBox=\"0 0 6 6\" refX=5 refY=3 markerWidth=6 markerHeight=6 orient=auto><path d=\"M0 0L6 3L0 6z\"/></marker></defs>\n";
+      html += fmt::format("<input type=radio name=zoom id=z{}{}><label for=z{}>{}&times;</label>\n", zoom, zoom == 1 ? " checked" : "",
+                          zoom, zoom);
+    html += fmt::format(
+        "<div class=lanes><svg class=names width=104 height={}>{}</svg><div class=scroll><svg class=time width=\"100%\" height={}>\n",
+        height, names, height);
+    html +=
+        "<defs><marker id=head viewBox=\"0 0 6 6\" refX=5 refY=3 markerWidth=6 markerHeight=6 orient=auto><path d=\"M0 0L6 3L0 "
+        "6z\"/></marker></defs>\n";
     html += svg_ + "</svg></div></div></div>\n";
     std::vector<std::string> used;
     for (const auto& [order, name] : used_) used.push_back(name);
@@ -66,7 +72,9 @@ class Timeline {
   double share(int64_t ns) const { return static_cast<double>(ns) / static_cast<double>(end_ns_ - begin_ns_); }
   double x(int64_t at_ns) const { return 100 * std::clamp(share(at_ns - begin_ns_), 0.0, 1.0); }
   static std::string ms(int64_t ns) { return format_ms(static_cast<double>(ns) * 1e-6); }
-  std::string when(int64_t from, int64_t to) const { return fmt::format("{}, from {} to {}", ms(to - from), ms(from - begin_ns_), ms(to - begin_ns_)); }
+  std::string when(int64_t from, int64_t to) const {
+    return fmt::format("{}, from {} to {}", ms(to - from), ms(from - begin_ns_), ms(to - begin_ns_));
+  }
 
   // Legend entries come in the order of drawing layers: activities, causes, purposes.
   void use(int layer, int at, const char* name) { used_[{layer, at}] = name; }
@@ -80,8 +88,10 @@ class Timeline {
       for (int i = 0; i * step < span_ms * (1 - 0.04 / zoom); ++i) {  // the last number needs room
         const double t = i * step;
         if (coarser > 0 && std::abs(t - coarser * std::round(t / coarser)) < step / 2) continue;
-        svg_ += fmt::format("<line class=\"grid z{3}\" x1=\"{0:.4f}%\" x2=\"{0:.4f}%\" y1=18 y2={1} /><text class=\"tick z{3}\" x=\"{0:.4f}%\" y=12 dx=2>{2:g} ms</text>\n",
-                            100 * t / span_ms, height, t, zoom);
+        svg_ += fmt::format(
+            "<line class=\"grid z{3}\" x1=\"{0:.4f}%\" x2=\"{0:.4f}%\" y1=18 y2={1} /><text class=\"tick z{3}\" x=\"{0:.4f}%\" y=12 "
+            "dx=2>{2:g} ms</text>\n",
+            100 * t / span_ms, height, t, zoom);
       }
       coarser = step;
     }
@@ -91,18 +101,20 @@ class Timeline {
   void box(const std::string& css, int64_t from, int64_t to, int y, int height, const std::string& label, const std::string& title) {
     const double width = x(to) - x(from);
     if (width * kWidth / 100 * kZooms[2] < 0.5) return;  // not to be seen
-    svg_ += fmt::format("<g><title>{}</title><rect class=\"{}\" x=\"{:.4f}%\" y={} width=\"{:.4f}%\" height={} />", escaped_xml(title), css, x(from), y, width, height);
+    svg_ += fmt::format("<g><title>{}</title><rect class=\"{}\" x=\"{:.4f}%\" y={} width=\"{:.4f}%\" height={} />", escaped_xml(title), css,
+                        x(from), y, width, height);
     const double needed = 6 + kLetter * static_cast<double>(label.size());
     const auto* zoom = std::ranges::find_if(kZooms, [&](int z) { return width * kWidth / 100 * z >= needed; });
     if (!label.empty() && zoom != std::end(kZooms))
-      svg_ += fmt::format("<svg class=z{} x=\"{:.4f}%\" y={} width=\"{:.4f}%\" height={}><text x=3 y={}>{}</text></svg>", *zoom, x(from), y, width, height, height - 7,
-                          escaped_xml(label));
+      svg_ += fmt::format("<svg class=z{} x=\"{:.4f}%\" y={} width=\"{:.4f}%\" height={}><text x=3 y={}>{}</text></svg>", *zoom, x(from), y,
+                          width, height, height - 7, escaped_xml(label));
     svg_ += "</g>\n";
   }
 
   void arrow(const char* css, int64_t from, int y1, int64_t to, int y2) {
     if (from < begin_ns_ || to > end_ns_) return;
-    svg_ += fmt::format("<line class=\"arrow {}\" x1=\"{:.4f}%\" y1={} x2=\"{:.4f}%\" y2={} marker-end=\"url(#head)\" />\n", css, x(from), y1, x(to), y2);
+    svg_ += fmt::format("<line class=\"arrow {}\" x1=\"{:.4f}%\" y1={} x2=\"{:.4f}%\" y2={} marker-end=\"url(#head)\" />\n", css, x(from),
+                        y1, x(to), y2);
   }
 
   void draw_rank(int rank, int top) {
@@ -113,15 +125,16 @@ class Timeline {
       const std::string& unit = run_.name(rank, s.name);
       use(0, static_cast<int>(s.activity), name(s.activity));
       const size_t number = s.name == trace::kNoName ? 0 : units.try_emplace(s.name, units.size()).first->second;
-      box(fmt::format("{}{}", name(s.activity), number % 2 == 1 ? " odd" : ""), s.begin_ns, s.end_ns, top, kMainHeight, unit.empty() ? name(s.activity) : unit,
-          fmt::format("{} {}\n{}", name(s.activity), unit, when(s.begin_ns, s.end_ns)));
+      box(fmt::format("{}{}", name(s.activity), number % 2 == 1 ? " odd" : ""), s.begin_ns, s.end_ns, top, kMainHeight,
+          unit.empty() ? name(s.activity) : unit, fmt::format("{} {}\n{}", name(s.activity), unit, when(s.begin_ns, s.end_ns)));
     }
     const int low = top + kMainHeight + kArrows;
     for (const CollectiveAccount& c : a.collectives) {
       for (const Exposure& e : c.exposed) {
         use(1, static_cast<int>(e.cause), name(e.cause));
         box(name(e.cause), e.begin_ns, e.begin_ns + e.ns, top, kMainHeight, in_words(name(e.cause)),
-            fmt::format("waits for {} of {}: {} ({})\n{}", name(c.purpose), c.bucket, in_words(name(e.cause)), e.who, when(e.begin_ns, e.begin_ns + e.ns)));
+            fmt::format("waits for {} of {}: {} ({})\n{}", name(c.purpose), c.bucket, in_words(name(e.cause)), e.who,
+                        when(e.begin_ns, e.begin_ns + e.ns)));
       }
     }
     for (const CollectiveAccount& c : a.collectives) draw_collective(step, c, top + kMainHeight, low);
@@ -131,9 +144,10 @@ class Timeline {
     const trace::Operation& o = c.operation;
     if (o.done_ns <= begin_ns_ || o.started_ns >= end_ns_) return;
     use(2, static_cast<int>(c.purpose), name(c.purpose));
-    const std::string title = fmt::format("{} of {}: {} of {}\nqueued {}, waited for other ranks {}, transferred {}", name(c.purpose), c.bucket,
-                                          comm::name(static_cast<comm::CollectiveKind>(o.kind)), format_bytes(static_cast<double>(o.bytes)), ms(o.started_ns - o.queued_ns),
-                                          ms(c.ready_ns - o.started_ns), when(c.ready_ns, o.done_ns));
+    const std::string title =
+        fmt::format("{} of {}: {} of {}\nqueued {}, waited for other ranks {}, transferred {}", name(c.purpose), c.bucket,
+                    comm::name(static_cast<comm::CollectiveKind>(o.kind)), format_bytes(static_cast<double>(o.bytes)),
+                    ms(o.started_ns - o.queued_ns), ms(c.ready_ns - o.started_ns), when(c.ready_ns, o.done_ns));
     box(fmt::format("{} peers", name(c.purpose)), o.started_ns, c.ready_ns, lower, kTransferHeight, "", title);
     box(name(c.purpose), c.ready_ns, o.done_ns, lower, kTransferHeight, c.bucket, title);
     const trace::Event* ready = nullptr;

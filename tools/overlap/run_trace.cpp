@@ -58,8 +58,8 @@ RunTrace join_traces(std::vector<RankTrace> ranks, const std::string& name) {
   const RankTrace& first = run.ranks.front();
   for (int r = 0; r < run.size(); ++r) {
     const RankTrace& t = run.ranks[static_cast<size_t>(r)];
-    RZ_CONFIG_CHECK(t.rank == r && t.size == run.size() && t.job_text == first.job_text,
-                    "{} is of rank {} of {} of another run", trace_path(name, r), t.rank, t.size);
+    RZ_CONFIG_CHECK(t.rank == r && t.size == run.size() && t.job_text == first.job_text, "{} is of rank {} of {} of another run",
+                    trace_path(name, r), t.rank, t.size);
   }
   for (const trace::Step& step : first.steps) {
     const auto kept = [&](const RankTrace& t) { return std::ranges::find(t.steps, step.step, &trace::Step::step) != t.steps.end(); };

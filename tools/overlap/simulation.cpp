@@ -26,8 +26,13 @@ class Simulator {
         script_(script),
         network_(options.network, script.ranks, options.message),
         operations_(static_cast<int64_t>(script.operations.size())),
-        shares_cores_(options.same_machine && script.ranks * recorded.threads > recorded.cores) {
+        shares_cores_(options.same_machine && script.ranks * recorded.threads > recorded.cores),
+        shares_with_progress_((options.same_machine ? script.ranks : recorded.ranks_per_machine) * recorded.threads >= recorded.cores) {
     check_script();
+    for (const ScriptOperation& o : script.operations) {
+      const Received r = received(o);
+      progress_ns_.push_back(r.messages * recorded.costs.work.message_ns + r.bytes * recorded.costs.work.byte_ns);
+    }
     // What a rank's threads compute on counts as one core.
     cores_.resize(static_cast<size_t>(std::max(1, recorded.cores / recorded.threads)));
     core_speed_ = static_cast<double>(recorded.cores) / recorded.threads / static_cast<double>(cores_.size());
@@ -74,6 +79,12 @@ class Simulator {
     int64_t step;
     Span span;
   };
+  // The progress thread uses so much of a core.
+  struct Load {
+    double begin;
+    double end;
+    double share;
+  };
   struct Rank {
     double samples = 1;  // this rank's share of the batch over that of the recorded rank
     int64_t step = 0;
@@ -87,9 +98,11 @@ class Simulator {
     std::vector<int64_t> done;   // by number mod 2 x operations of a step
     std::vector<double> issued;  // what the progress thread has not taken up, from issued_front on
     size_t issued_front = 0;
-    int64_t taken = 0;  // operations that it took up
-    double free = 0;    // when it is done with them
-    bool busy = false;  // with one whose end is not known
+    int64_t taken = 0;        // operations that it took up
+    double free = 0;          // when it is done with them
+    bool busy = false;        // with one whose end is not known
+    std::vector<Load> loads;  // of its progress thread, from `now` on
+    double debt_ns = 0;       // what it took before that was known
     std::vector<Span> waits;
     std::vector<Transfer> transfers;
     std::vector<StepTiming> timings;
@@ -107,10 +120,11 @@ class Simulator {
   void check_script() const {
     const auto& ours = recorded_.script.intervals;
     const auto same = [](const StepScript::Interval& a, const StepScript::Interval& b) { return a.mark == b.mark; };
-    RZ_CONFIG_CHECK(std::ranges::equal(ours, script_.intervals, same),
-                    "on {} ranks a step has {} parts that differ from the {} recorded ones: only ranks, links, stage, buckets, prefetch and "
-                    "overlap may differ, and with exact sums not the rounds of micro-batches",
-                    script_.ranks, script_.intervals.size(), ours.size());
+    RZ_CONFIG_CHECK(
+        std::ranges::equal(ours, script_.intervals, same),
+        "on {} ranks a step has {} parts that differ from the {} recorded ones: only ranks, links, stage, buckets, prefetch and "
+        "overlap may differ, and with exact sums not the rounds of micro-batches",
+        script_.ranks, script_.intervals.size(), ours.size());
   }
 
   Rank& rank_at(int r) { return ranks_[static_cast<size_t>(r)]; }
@@ -174,6 +188,9 @@ class Simulator {
     Rank& rank = rank_at(r);
     rank.doing = what;
     rank.began = rank.now;
+    work_ns += std::exchange(rank.debt_ns, 0);
+    const double end = end_of_work(rank, rank.now, work_ns);
+    work_ns += taken_ns(rank, rank.now, end);
     if (shares_cores_) {
       begin_working(r, work_ns);
     } else {
@@ -182,12 +199,45 @@ class Simulator {
     }
   }
 
+  // What the progress thread takes of the main thread's core between two moments; it takes it once.
+  static double taken_ns(Rank& rank, double from, double to) {
+    double sum = 0;
+    for (Load& load : rank.loads) {
+      sum += load.share * std::max(0.0, std::min(to, load.end) - std::max(from, load.begin));
+      load.begin = std::max(load.begin, to);
+    }
+    std::erase_if(rank.loads, [](const Load& load) { return load.begin >= load.end; });
+    return sum;
+  }
+
+  // When the main thread, beginning at `at`, has done so much beside the progress thread.
+  static double end_of_work(const Rank& rank, double at, double work_ns) {
+    for (const Load& load : rank.loads) {  // in order, one after the other
+      if (load.end <= at) continue;
+      const double before = std::max(0.0, load.begin - at);
+      if (work_ns <= before) break;
+      at += before;
+      work_ns -= before;
+      const double beside = (load.end - at) * (1 - load.share);
+      if (work_ns < beside) return at + work_ns / (1 - load.share);
+      at = load.end;
+      work_ns -= beside;
+    }
+    return at + work_ns;
+  }
+
   // False where the end of the operation is not known yet: then the rank comes again.
   bool wait(int r, Rank& rank, int64_t number) {
     if (rank.waits_for == kNever) rank.wait_begin = rank.now;
     rank.waits_for = number;
     const int64_t done_ns = done_of(rank, number);
     if (done_ns == kNever) return false;
+    if (!shares_cores_) {
+      // It came that much later.
+      const double late = std::exchange(rank.debt_ns, 0);
+      rank.wait_begin = rank.now += late;
+      if (computes(script_.items[rank.item])) rank.timings[static_cast<size_t>(rank.step)].compute_ms += late * 1e-6;
+    }
     const auto done = static_cast<double>(done_ns);
     rank.doing = Doing::waking;
     const double wakes = done > rank.now ? done + recorded_.costs.wake_ns : rank.now;
@@ -210,6 +260,7 @@ class Simulator {
         rank.step_begin = rank.now;
         break;
       case Doing::item:
+        if (shares_cores_) rank.debt_ns += taken_ns(rank, rank.began, rank.now);  // what was not known when it began
         if (computes(script_.items[rank.item])) timing->compute_ms += (rank.now - rank.began) * 1e-6;
         ++rank.item;
         break;
@@ -272,6 +323,16 @@ class Simulator {
       rank.free = static_cast<double>(done_ns_[i]);
       if (number >= (rank.step - 1) * operations_) done_of(rank, number) = done_ns_[i];
       rank.transfers.push_back({number / operations_, {std::min(last, done_ns_[i]), done_ns_[i]}});
+      if (shares_with_progress_ && last < done_ns_[i]) {
+        const auto end = static_cast<double>(done_ns_[i]);
+        const double share = progress_ns_[static_cast<size_t>(number % operations_)] / (end - static_cast<double>(last));
+        rank.loads.push_back({static_cast<double>(last), end, std::min(1.0, share)});
+        if (rank.waits_for != kNever && rank.wait_begin > rank.loads.back().begin) {
+          const double came = end_of_work(rank, rank.loads.back().begin, rank.wait_begin - rank.loads.back().begin);
+          rank.debt_ns += came - rank.wait_begin;
+          taken_ns(rank, rank.wait_begin, came);
+        }
+      }
       if (rank.waits_for == number) ready_.push_back(r);
       freed_.push_back(r);
     }
@@ -354,7 +415,9 @@ class Simulator {
   VirtualNetwork network_;
   int64_t operations_;
   bool shares_cores_;
-  double core_speed_ = 1;  // of what a rank's threads need
+  bool shares_with_progress_;
+  std::vector<double> progress_ns_;  // of a core, by operation of a step
+  double core_speed_ = 1;            // of what a rank's threads need
   std::vector<std::vector<Working>> cores_;
   std::vector<std::vector<Working>*> idle_;
   int64_t steps_ = 0;

@@ -5,6 +5,7 @@
 // its group have begun it, and takes as long as virtual_network.h says. Rank r of N' takes the times of recorded rank r mod N, with
 //   forward, backward   in proportion to its share of the batch, which is the job's, whatever N'
 //   optimizer, norm     in proportion to the elements that it updates, to its shard
+//   progress thread     by what the rank receives (SoftwareCosts::work); it takes that from the main thread where no core is spare
 // and consecutive recorded steps follow one another, so that what is published in one is waited for in the next.
 #pragma once
 

@@ -18,7 +18,7 @@ namespace rz::tools {
 
 namespace {
 
-constexpr int64_t kFormatVersion = 1;
+constexpr int64_t kFormatVersion = 2;
 namespace message = ringzero::trace;
 
 void pack(const trace::Step& step, message::Step& m) {
@@ -49,6 +49,7 @@ void pack(const trace::Step& step, message::Step& m) {
     operations.add_first_byte_ns(o.first_byte_ns - step.begin_ns);
     operations.add_last_byte_ns(o.last_byte_ns - step.begin_ns);
     operations.add_done_ns(o.done_ns - step.begin_ns);
+    operations.add_cpu_ns(o.cpu_ns);
   }
   auto& memory = *m.mutable_memory();
   for (const trace::MemorySample& s : step.memory) {
@@ -92,17 +93,18 @@ trace::Step unpack(const std::string& path, const message::Step& m, size_t names
   const auto& o = m.operations();
   const Table operations(path, "operations", o.number_size());
   operations.check(o.name(), o.kind(), o.order(), o.group(), o.sequence(), o.bytes(), o.sent_bytes(), o.queued_ns(), o.started_ns(),
-                   o.first_byte_ns(), o.last_byte_ns(), o.done_ns());
+                   o.first_byte_ns(), o.last_byte_ns(), o.done_ns(), o.cpu_ns());
   for (int i = 0; i < operations.rows(); ++i) {
     check_name(o.name(i));
     RZ_CONFIG_CHECK(o.kind(i) < static_cast<uint32_t>(comm::kCollectiveKinds), "{} is damaged: collective of kind {}", path, o.kind(i));
-    step.operations.push_back({o.number(i), o.name(i), static_cast<uint8_t>(o.kind(i)), static_cast<uint8_t>(o.order(i)), o.group(i), o.sequence(i),
-                               o.bytes(i), o.sent_bytes(i), o.queued_ns(i) + step.begin_ns, o.started_ns(i) + step.begin_ns,
-                               o.first_byte_ns(i) + step.begin_ns, o.last_byte_ns(i) + step.begin_ns, o.done_ns(i) + step.begin_ns});
+    step.operations.push_back({o.number(i), o.name(i), static_cast<uint8_t>(o.kind(i)), static_cast<uint8_t>(o.order(i)), o.group(i),
+                               o.sequence(i), o.bytes(i), o.sent_bytes(i), o.queued_ns(i) + step.begin_ns, o.started_ns(i) + step.begin_ns,
+                               o.first_byte_ns(i) + step.begin_ns, o.last_byte_ns(i) + step.begin_ns, o.done_ns(i) + step.begin_ns,
+                               o.cpu_ns(i)});
   }
   const auto& s = m.memory();
-  RZ_CONFIG_CHECK(s.bytes_size() == s.time_ns_size() * static_cast<int>(kCategories), "{} is damaged: {} bytes for {} samples of memory", path,
-                  s.bytes_size(), s.time_ns_size());
+  RZ_CONFIG_CHECK(s.bytes_size() == s.time_ns_size() * static_cast<int>(kCategories), "{} is damaged: {} bytes for {} samples of memory",
+                  path, s.bytes_size(), s.time_ns_size());
   for (int i = 0; i < s.time_ns_size(); ++i) {
     trace::MemorySample sample{s.time_ns(i) + step.begin_ns, {}};
     for (size_t c = 0; c < kCategories; ++c) sample.bytes[c] = s.bytes(i * static_cast<int>(kCategories) + static_cast<int>(c));
@@ -114,7 +116,9 @@ trace::Step unpack(const std::string& path, const message::Step& m, size_t names
 }  // namespace
 
 std::string trace_directory(const std::string& run_path) { return run_path + "/trace"; }
-std::string trace_path(const std::string& run_path, int rank) { return fmt::format("{}/rank-{:05}.trace", trace_directory(run_path), rank); }
+std::string trace_path(const std::string& run_path, int rank) {
+  return fmt::format("{}/rank-{:05}.trace", trace_directory(run_path), rank);
+}
 
 RankTrace rank_trace_of(const trace::Recorder& recorder) {
   RankTrace t;
@@ -178,10 +182,12 @@ RankTrace read_trace(const std::string& path) {
 RankTrace unpack_trace(const std::string& bytes, const std::string& path) {
   message::TraceFile file;
   RZ_CONFIG_CHECK(file.ParseFromString(bytes) && file.has_trace(), "{} is no trace, or is cut short ({} bytes)", path, bytes.size());
-  RZ_CONFIG_CHECK(file.trace_xxh64() == XXH64(file.trace().data(), file.trace().size(), 0), "{} is damaged: its checksum does not match", path);
+  RZ_CONFIG_CHECK(file.trace_xxh64() == XXH64(file.trace().data(), file.trace().size(), 0), "{} is damaged: its checksum does not match",
+                  path);
   message::RankTrace m;
   RZ_CONFIG_CHECK(m.ParseFromString(file.trace()), "{} is damaged: it cannot be parsed", path);
-  RZ_CONFIG_CHECK(m.format_version() == kFormatVersion, "{} has format {}, this program reads {}", path, m.format_version(), kFormatVersion);
+  RZ_CONFIG_CHECK(m.format_version() == kFormatVersion, "{} has format {}, this program reads {}", path, m.format_version(),
+                  kFormatVersion);
   RankTrace t;
   t.rank = static_cast<int>(m.rank());
   t.size = static_cast<int>(m.size());
@@ -199,7 +205,8 @@ RankTrace unpack_trace(const std::string& bytes, const std::string& path) {
   RZ_CONFIG_CHECK(t.rank >= 0 && t.rank < t.size, "{} is damaged: it is of rank {} of {}", path, t.rank, t.size);
   for (const auto& step : m.steps()) {
     RZ_CONFIG_CHECK(step.end_ns() >= step.begin_ns(), "{} is damaged: step {} ends before it begins", path, step.step());
-    RZ_CONFIG_CHECK(t.steps.empty() || step.step() > t.steps.back().step, "{} is damaged: step {} follows step {}", path, step.step(), t.steps.back().step);
+    RZ_CONFIG_CHECK(t.steps.empty() || step.step() > t.steps.back().step, "{} is damaged: step {} follows step {}", path, step.step(),
+                    t.steps.back().step);
     t.steps.push_back(unpack(path, step, t.names.size()));
   }
   t.dropped = m.dropped();

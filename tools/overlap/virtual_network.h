@@ -19,6 +19,13 @@ struct MessageCost {
   int64_t of(double bytes) const { return static_cast<int64_t>(message_ns + bytes * byte_ns); }
 };
 
+// What a member of its group receives in an operation: fingerprint and segments, and their bytes. Chunks taken as equal.
+struct Received {
+  double messages = 0;
+  double bytes = 0;
+};
+Received received(const ScriptOperation& operation);
+
 class VirtualNetwork {
  public:
   // ConfigError: NetworkSpec::check_ranks().

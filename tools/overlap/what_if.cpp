@@ -74,6 +74,11 @@ Prediction Predictor::predict(const WhatIf& what) {
     out.notes.push_back(fmt::format(
         "{} ranks x {} threads are simulated with a core for each thread; --same-machine: on the {} cores of the recorded machine",
         out.ranks, recorded_.threads, recorded_.cores));
+  if (const int most = recorded_.ranks_per_machine * recorded_.threads; most > recorded_.cores && out.ranks != recorded_.ranks)
+    out.notes.push_back(fmt::format(
+        "recorded with {} computing threads on {} cores: what taking turns cost them is only roughly known; a recording with no more "
+        "threads than cores says more about other numbers of ranks",
+        most, recorded_.cores));
   out.run = simulate(recorded_, script, options);
   return out;
 }
