@@ -49,6 +49,7 @@ int Communicator::size() const { return group_->size(); }
 int Communicator::world_rank() const { return dry_ ? dry_->rank() : progress_->rank(); }
 int Communicator::world_size() const { return dry_ ? dry_->size() : progress_->size(); }
 WireStats Communicator::wire_stats() const { return dry_ ? dry_->stats() : progress_->wire_stats(); }
+bool Communicator::shares_memory() const { return !dry_ && progress_->shares_memory(*group_); }
 size_t Communicator::scratch_bytes() const { return dry_ ? dry_->scratch_bytes() : progress_->scratch_bytes(); }
 
 Work Communicator::issue(Prepared&& operation) {

@@ -80,6 +80,9 @@ class Communicator {
   // Bytes of scratch (category communication) that this rank's progress thread holds from start to end.
   size_t scratch_bytes() const;
 
+  // Whether this group exchanges data through shared memory; known when an operation of it is done. False in a dry run.
+  bool shares_memory() const;
+
   // Position of this rank in the whole job, and the job's size: what error texts call `rank R/N`.
   int world_rank() const;
   int world_size() const;

@@ -10,18 +10,19 @@ Dry::Dry(int rank, int size, size_t segment_bytes)
     : rank_(rank),
       size_(size),
       segment_bytes_(segment_bytes == 0 ? ProgressOptions{}.segment_bytes : segment_bytes),
-      scratch_(Storage::make(kRingWindow * segment_bytes_, Category::communication, "collective scratch")),
+      scratch_(Storage::make(collective_memory_bytes(segment_bytes_, size), Category::communication, "collective scratch")),
       pulse_(std::make_shared<Pulse>()) {}
 
 Work Dry::issue(const Fingerprint& f, const Group& group) {
   const TrafficQuestion question{f.kind,       f.count, f.dtype,        f.order,      group.rank,
-                                 group.size(), f.root,  segment_bytes_, scratch_bytes()};
+                                 group.size(), f.root,  segment_bytes_, kRingWindow * segment_bytes_};
   const WireCount moved = traffic_of(question);
   stats_.payload[static_cast<size_t>(f.kind)] += moved;
   if (group.size() > 1) stats_.header += {sizeof(Fingerprint), sizeof(Fingerprint), 1, 1};
   auto state = std::make_shared<Work::State>();
-  state->note(f, group);
   state->pulse = pulse_;
+  state->print = f;
+  state->note(group);
   state->start();
   state->finish({.sent_bytes = moved.sent_bytes}, {});
   return Work(std::move(state));

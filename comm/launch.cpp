@@ -10,6 +10,7 @@
 #include "comm/mpi_transport.h"
 #include "comm/progress.h"
 #include "comm/thread_transport.h"
+#include "runtime/core/allocator.h"
 #include "runtime/core/rank_context.h"
 
 namespace rz::comm {
@@ -53,6 +54,13 @@ ProgressOptions progress_options(const LaunchOptions& options) {
   RZ_CONFIG_CHECK(out.deadline_s > 0 && out.deadline_s < 1e7, "the communication deadline must be positive seconds, not {}",
                   out.deadline_s);
   if (options.segment_bytes != 0) out.segment_bytes = options.segment_bytes;
+  out.intra_node = options.intra_node;
+  if (const char* text = std::getenv("RZ_INTRA_NODE"); text != nullptr && out.intra_node == IntraNode::automatic) {
+    out.intra_node = parse_intra_node(text);
+  }
+  out.emulates_links = options.network.has_value();
+  RZ_CONFIG_CHECK(!out.emulates_links || out.intra_node != IntraNode::shared,
+                  "emulated links carry messages: they exclude shared memory between the ranks of a node");
   out.fuzz_seed = options.fuzz_seed;
   if (options.network.has_value()) check_links(*options.network, out);
   return out;
@@ -144,6 +152,8 @@ int run_mpi(const LaunchOptions& options, const std::function<void(Communicator&
     action.sa_flags = SA_RESTART;
     sigaction(SIGTERM, &action, nullptr);
   }
+  // Before anything is allocated that peers shall reach. Where it fails, the meeting of ranks says so.
+  if (progress_opts.intra_node != IntraNode::messages && !progress_opts.emulates_links) allocator::share();
   const size_t limit = options.message_limit_bytes == 0 ? kDefaultMessageLimit : options.message_limit_bytes;
   const auto open = [&] { return over_links(make_mpi_transport(limit), options, progress_opts.deadline_s); };
   auto progress = std::make_shared<Progress>(open, progress_opts);

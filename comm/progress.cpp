@@ -1,5 +1,8 @@
 #include "comm/progress.h"
 
+#include <sched.h>
+
+#include <cstdio>
 #include <cstring>
 #include <future>
 #include <optional>
@@ -7,6 +10,7 @@
 #include "comm/error.h"
 #include "comm/probe.h"
 #include "comm/prompt_thread.h"
+#include "comm/traffic.h"
 #include "runtime/core/host.h"
 #include "runtime/core/rank_context.h"
 
@@ -31,7 +35,6 @@ double to_s(int64_t ns) { return static_cast<double>(ns) * 1e-9; }
 Progress::Progress(std::function<std::unique_ptr<Transport>()> open, const ProgressOptions& options) : options_(options) {
   options_.segment_bytes = std::max<size_t>(options_.segment_bytes, 64);
   pulse_->deadline_s = options_.deadline_s;
-  scratch_ = Storage::make(kRingWindow * options_.segment_bytes, Category::communication, "collective scratch");
   std::promise<void> opened;
   auto result = opened.get_future();
   thread_ = std::thread([this, &opened, context = RankContext::current(), open = std::move(open)] {
@@ -40,7 +43,9 @@ Progress::Progress(std::function<std::unique_ptr<Transport>()> open, const Progr
       transport_ = open();
       rank_ = transport_->rank();
       size_ = transport_->size();
+      scratch_ = Storage::make(collective_memory_bytes(options_.segment_bytes, size_), Category::communication, "collective scratch");
       who_ = fmt::format("rank {}/{} host {}", rank_, size_, host_name());
+      pulse_->who = who_;
       fuzz_ = Fuzz::make(options_.fuzz_seed, rank_);
       world_->rank = rank_;
       world_->members.resize(static_cast<size_t>(size_));
@@ -81,20 +86,91 @@ Work Progress::issue(Operation operation) {
   delay(fuzz_);
   auto state = std::make_shared<Work::State>();
   state->pulse = pulse_;
+  state->runner = weak_from_this();
   state->times.queued_ns = steady_now_ns();
   operation.work = state;
   operation.print.group = operation.group->id;
   operation.print.segment_bytes = options_.segment_bytes;
-  {
-    std::lock_guard lock(mutex_);
-    operation.print.sequence = ++operation.group->issued;
-    state->note(operation.print, *operation.group);
-    state->what = fmt::format("{} {}", who_, describe(operation.print));
-    queue_.push_back(std::move(operation));
+  if (!begin_short(operation)) {
+    {
+      std::lock_guard lock(mutex_);
+      operation.print.sequence = ++operation.group->issued;
+      state->print = operation.print;
+      state->note(*operation.group);
+      outstanding_.fetch_add(1);
+      queue_.push_back(std::move(operation));
+    }
+    transport_->wake();
   }
-  transport_->wake();
   delay(fuzz_);
   return Work(std::move(state));
+}
+
+bool Progress::shares_memory(const Group& group) const {
+  const SharedMemory* shared = ready_.load(std::memory_order_acquire);
+  return shared != nullptr && shared->reaches(group);
+}
+
+// Nobody else advances shared operations now: none is outstanding, and only this thread issues.
+bool Progress::begin_short(Operation& operation) {
+  if (outstanding_.load() != 0 || failed_ || transport_->is_halted() || operation.print.kind == CollectiveKind::probe) return false;
+  if (!shares_memory(*operation.group)) return false;
+  if (!SharedOperation::is_short(*ready_.load(), operation.print, operation.group->size())) return false;
+  const std::lock_guard engine(engine_);
+  {
+    std::lock_guard lock(mutex_);
+    if (stop_) return false;
+    operation.print.sequence = ++operation.group->issued;
+    operation.work->print = operation.print;
+    operation.work->note(*operation.group);
+    outstanding_.fetch_add(1);
+    short_ = std::make_unique<Operation>(std::move(operation));
+    has_short_ = true;
+  }
+  short_->work->start();
+  begin_shared(*short_);
+  short_->shared->begin();
+  return true;
+}
+
+void Progress::help(const Work::State& work) {
+  constexpr int64_t kLongestNs = 300'000;
+  // A yield that comes back later has given the core to somebody who computes. Then, for a while, this thread does not compete: the
+  // progress thread, which is prompt, takes over.
+  constexpr int64_t kLateNs = 100'000;
+  constexpr int64_t kCrowdedNs = 50'000'000;
+  if (!has_short_) return;
+  std::unique_lock engine(engine_);
+  if (short_ == nullptr) return;
+  if (short_->work.get() == &work) {
+    const int64_t begun = steady_now_ns();
+    const bool is_crowded = begun < crowded_until_ns_;
+    static const auto cores = static_cast<int>(std::thread::hardware_concurrency());
+    const int spins = is_crowded ? 100 : short_->group->size() > cores ? 10 : 1000;
+    try {
+      for (int polls = 0; !failed_ && !transport_->is_halted(); ++polls) {
+        if (short_->shared->advance() == SharedOperation::Outcome::done) {
+          const Work::State::Moved moved = count_shared(*short_);
+          const auto operation = std::move(short_);
+          has_short_ = false;  // from here the thread may run what comes next
+          engine.unlock();
+          return finish(*operation, moved, {});
+        }
+        if (polls < spins) continue;
+        const int64_t before = steady_now_ns();
+        if (is_crowded || before < crowded_until_ns_ || before - begun > kLongestNs) break;
+        sched_yield();
+        if (const int64_t after = steady_now_ns(); after - before > kLateNs) crowded_until_ns_ = after + kCrowdedNs;
+      }
+    } catch (const SharedOperation::Disagreement&) {  // the thread says so
+    }
+  }
+  engine.unlock();
+  transport_->wake();
+}
+
+void Progress::hurry() {
+  if (has_short_) transport_->wake();
 }
 
 void Progress::abort(std::string text) {
@@ -113,12 +189,23 @@ std::string Progress::failure() const {
 
 void Progress::loop() {
   std::optional<PromptThread> prompt(std::in_place);
+  meet();
   for (;;) {
     poll();
     Operation operation;
     {
       std::unique_lock lock(mutex_);
       if (stop_) break;
+      if (has_short_) {  // nothing may overtake it
+        lock.unlock();
+        std::unique_lock engine(engine_);
+        if (short_ == nullptr) continue;
+        operation = std::move(*std::exchange(short_, nullptr));
+        has_short_ = false;
+        engine.unlock();
+        run_operation(operation);
+        continue;
+      }
       if (queue_.empty()) {
         const bool leaving = leave_ != nullptr;
         lock.unlock();
@@ -137,13 +224,52 @@ void Progress::loop() {
   prompt.reset();  // closing may spin, as may what went before
   const bool has_left = departures_[static_cast<size_t>(rank_)].reason != LeaveReason::running;
   if (!clean_) fail(fmt::format("{}: this rank's communicator was destroyed", who_), !has_left);
+  if (shared_ && !clean_) shared_->close();
   drain_queue();
   transport_->close(clean_);
 }
 
+// Finds out who shares memory. An operation of no group's sequence.
+void Progress::meet() {
+  if (size_ == 1 || options_.emulates_links) return;
+  Operation meeting;
+  meeting.group = world_;
+  meeting.print.kind = CollectiveKind::probe;
+  meeting.print.set_name("start");
+  meeting.work = std::make_shared<Work::State>();
+  meeting.work->pulse = pulse_;
+  meeting.work->print = meeting.print;
+  outstanding_.fetch_add(1);
+  run_operation(meeting);
+  if (shared_ && !shared_->refusal().empty()) {
+    std::fprintf(stderr, "ringzero: %s: ranks of this machine exchange messages, for memory cannot be shared: %s\n", who_.c_str(),
+                 shared_->refusal().c_str());
+  }
+}
+
+void Progress::begin_shared(Operation& operation) {
+  operation.shared = std::make_unique<SharedOperation>(*shared_, *operation.group, operation.print, operation.data, operation.own);
+}
+
+// Counts what a ring would have moved.
+Work::State::Moved Progress::count_shared(const Operation& operation) {
+  const Fingerprint& f = operation.print;
+  const Group& group = *operation.group;
+  const WireCount count = traffic_of({f.kind, f.count, f.dtype, f.order, group.rank, group.size(), f.root, options_.segment_bytes,
+                                      kRingWindow * options_.segment_bytes});
+  transport_->count_as(f.kind, count, {sizeof f, sizeof f, 1, 1});
+  return {operation.shared->first_byte_ns(), operation.shared->last_byte_ns(), count.sent_bytes};
+}
+
+void Progress::finish(const Operation& operation, const Work::State::Moved& moved, std::string error) {
+  outstanding_.fetch_sub(1);
+  operation.work->finish(moved, std::move(error));
+}
+
 void Progress::run_operation(Operation& operation) {
   delay(fuzz_);
-  operation.work->start();
+  if (!operation.shared) operation.work->start();
+  operation.work->take_up();
   current_ = &operation;
   current_started_ns_ = last_progress_ns_ = steady_now_ns();
   roll_.end();
@@ -151,32 +277,12 @@ void Progress::run_operation(Operation& operation) {
   Work::State::Moved moved;
   try {
     if (failed_) throw CommError(failure());
-    const Fingerprint& f = operation.print;
-    const Scratch scratch{scratch_->data(), scratch_->size_bytes(), options_.segment_bytes};
-    const Reduction reduction{f.dtype, f.op, f.order};
-    Wire wire(*transport_, *operation.group, f.kind, *this);
-    if (wire.size() > 1) compare_fingerprints(operation, wire);
-    switch (f.kind) {
-      case CollectiveKind::all_reduce:
-        all_reduce(wire, scratch, operation.data, f.count, reduction);
-        break;
-      case CollectiveKind::reduce_scatter:
-        reduce_scatter(wire, scratch, operation.data, operation.own, f.count, reduction);
-        break;
-      case CollectiveKind::all_gather:
-        all_gather(wire, scratch, operation.own, operation.data, f.count, f.dtype);
-        break;
-      case CollectiveKind::broadcast:
-        broadcast(wire, scratch, operation.data, f.count, f.dtype, f.root);
-        break;
-      case CollectiveKind::barrier:
-        barrier(wire);
-        break;
-      case CollectiveKind::probe:
-        probe(wire, scratch, *reinterpret_cast<ProbeResult*>(operation.data));
-        break;
+    if (operation.print.kind != CollectiveKind::probe && shared_ && shared_->reaches(*operation.group)) {
+      run_shared(operation);
+      moved = count_shared(operation);
+    } else {
+      run_messages(operation, moved);
     }
-    moved = {wire.first_byte_ns(), wire.last_byte_ns(), wire.sent_bytes()};
   } catch (const std::exception& e) {
     // Whatever it was (a peer's message of the wrong length, no memory), this rank cannot keep its part of the bargain.
     // A rank that knows the cause, such as different counts, is given a moment to say so.
@@ -184,12 +290,70 @@ void Progress::run_operation(Operation& operation) {
       poll();
       transport_->pause(microseconds(1000), microseconds(10'000));
     }
-    if (!failed_) fail(fmt::format("{}: {}", operation.work->what, e.what()), true);
+    if (!failed_) fail(fmt::format("{}: {}", operation.work->what(), e.what()), true);
     error = failure();
+    if (shared_) shared_->close();
   }
   current_ = nullptr;
   delay(fuzz_);
-  operation.work->finish(moved, std::move(error));
+  finish(operation, moved, std::move(error));
+}
+
+void Progress::run_shared(Operation& operation) {
+  if (!operation.shared) begin_shared(operation);
+  Waiting waiting(*transport_);
+  for (;;) {
+    SharedOperation::Outcome outcome{};
+    try {
+      outcome = operation.shared->advance();
+    } catch (const SharedOperation::Disagreement& other) {
+      disagree(operation, other.peer, other.theirs);
+    }
+    if (outcome == SharedOperation::Outcome::done) return progressed();
+    if (outcome == SharedOperation::Outcome::moved) progressed();
+    tick();
+    if (outcome == SharedOperation::Outcome::moved) {
+      waiting.restart();
+    } else {
+      waiting.pass(false);
+    }
+  }
+}
+
+void Progress::run_messages(Operation& operation, Work::State::Moved& moved) {
+  const Fingerprint& f = operation.print;
+  const Scratch scratch{scratch_->data(), kRingWindow * options_.segment_bytes, options_.segment_bytes};
+  const Reduction reduction{f.dtype, f.op, f.order};
+  Wire wire(*transport_, *operation.group, f.kind, *this);
+  if (f.sequence == 0) {
+    transport_->count_nothing(true);
+    shared_ = std::make_unique<SharedMemory>(wire, options_.intra_node, options_.segment_bytes, scratch_);
+    transport_->count_nothing(false);
+    ready_.store(shared_.get(), std::memory_order_release);
+    return;
+  }
+  if (wire.size() > 1) compare_fingerprints(operation, wire);
+  switch (f.kind) {
+    case CollectiveKind::all_reduce:
+      all_reduce(wire, scratch, operation.data, f.count, reduction);
+      break;
+    case CollectiveKind::reduce_scatter:
+      reduce_scatter(wire, scratch, operation.data, operation.own, f.count, reduction);
+      break;
+    case CollectiveKind::all_gather:
+      all_gather(wire, scratch, operation.own, operation.data, f.count, f.dtype);
+      break;
+    case CollectiveKind::broadcast:
+      broadcast(wire, scratch, operation.data, f.count, f.dtype, f.root);
+      break;
+    case CollectiveKind::barrier:
+      barrier(wire);
+      break;
+    case CollectiveKind::probe:
+      probe(wire, scratch, *reinterpret_cast<ProbeResult*>(operation.data));
+      break;
+  }
+  moved = {wire.first_byte_ns(), wire.last_byte_ns(), wire.sent_bytes()};
 }
 
 void Progress::compare_fingerprints(const Operation& operation, Wire& wire) {
@@ -201,14 +365,16 @@ void Progress::compare_fingerprints(const Operation& operation, Wire& wire) {
   Fingerprint theirs;
   std::memcpy(&theirs, receive.bytes(), sizeof theirs);
   receive.release();
-  if (!(mine == theirs)) {
-    const auto& members = operation.group->members;
-    fail(fmt::format("{}: ranks disagree: rank {} called {}, rank {} called {} ({})", operation.work->what, rank_, describe(mine),
-                     members[static_cast<size_t>(wire.left())], describe(theirs), difference(mine, theirs)),
-         true);
-    throw CommError(failure());
-  }
+  if (!(mine == theirs)) disagree(operation, operation.group->members[static_cast<size_t>(wire.left())], theirs);
   wire.wait(send);
+}
+
+void Progress::disagree(const Operation& operation, int peer, const Fingerprint& theirs) {
+  const Fingerprint& mine = operation.print;
+  fail(fmt::format("{}: ranks disagree: rank {} called {}, rank {} called {} ({})", operation.work->what(), rank_, describe(mine), peer,
+                   describe(theirs), difference(mine, theirs)),
+       true);
+  throw CommError(failure());
 }
 
 void Progress::progressed() {
@@ -236,7 +402,7 @@ void Progress::poll() {
       attention_ = stop;
     }
     if (!wanted.empty()) fail(std::move(wanted), true);
-    if (stop && current_ != nullptr) fail(fmt::format("{}: given up: this rank's communicator was destroyed", current_->work->what), true);
+    if (stop && current_ != nullptr) fail(fmt::format("{}: given up: this rank's communicator was destroyed", current_->work->what()), true);
   }
   if (options_.watch_sigterm) terminate_if_asked();
 }
@@ -246,7 +412,7 @@ void Progress::handle(const ControlMessage& m) {
   switch (m.type) {
     case ControlMessage::Type::abort: {
       if (failed_) return;
-      const std::string own = current_ != nullptr ? current_->work->what : who_;
+      const std::string own = current_ != nullptr ? current_->work->what() : who_;
       const double elapsed = current_ != nullptr ? to_s(steady_now_ns() - current_started_ns_) : 0;
       fail(current_ != nullptr ? fmt::format("{}: ended after {:.2f} s by rank {}: {}", own, elapsed, m.from, m.get_text())
                                : fmt::format("{}: ended by rank {}: {}", own, m.from, m.get_text()),
@@ -312,7 +478,7 @@ void Progress::check_patience() {
     return;
   }
   const std::string sentence = roll_.sentence(mine, *current_->group, departures_);
-  fail(fmt::format("{}: no progress for {:.2f} s ({:.2f} s since its start): {}", current_->work->what, to_s(still),
+  fail(fmt::format("{}: no progress for {:.2f} s ({:.2f} s since its start): {}", current_->work->what(), to_s(still),
                    to_s(now - current_started_ns_), sentence),
        true);
   throw CommError("failed");
@@ -342,10 +508,13 @@ void Progress::tell_all(const ControlMessage& message) {
 void Progress::drain_queue() {
   std::deque<Operation> rest;
   {
+    const std::lock_guard engine(engine_);
     std::lock_guard lock(mutex_);
     rest.swap(queue_);
+    if (has_short_) rest.push_front(std::move(*std::exchange(short_, nullptr)));
+    has_short_ = false;
   }
-  for (Operation& o : rest) o.work->finish({}, failure());
+  for (Operation& o : rest) finish(o, {}, failure());
 }
 
 }  // namespace rz::comm

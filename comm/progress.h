@@ -4,7 +4,10 @@
 // 2. Between polls of any wait the thread answers control messages, so a rank whose main thread computes is known to live.
 // 3. The first failure (seen here, told by a peer, or raised by abort()) is final: it goes to every rank, ends the running
 //    operation and fails all later ones with the same text.
-// 4. Idle, the thread sleeps; the destructor ends it without waiting for peers.
+// 4. Among ranks that share memory operations need no messages (comm/shared_operation.h). A short one that nothing precedes is begun by
+//    the caller, within issue(), and ended by whoever waits for it, if that is soon: it costs no switch of threads. Otherwise, and
+//    whenever it wakes, the thread takes it over.
+// 5. Idle, the thread sleeps; the destructor ends it without waiting for peers.
 // Thread safety: public functions may be called by any thread; fields below `thread only` belong to the progress thread.
 #pragma once
 
@@ -18,6 +21,7 @@
 #include "comm/fuzz.h"
 #include "comm/ring.h"
 #include "comm/roll_call.h"
+#include "comm/shared_operation.h"
 #include "comm/transport.h"
 #include "comm/work_state.h"
 #include "runtime/core/storage.h"
@@ -28,6 +32,8 @@ struct ProgressOptions {
   double deadline_s = 60;
   size_t segment_bytes = 256 * 1024;
   bool watch_sigterm = false;  // see request_termination()
+  IntraNode intra_node = IntraNode::automatic;
+  bool emulates_links = false;  // over which ranks exchange messages, wherever they are
   uint64_t fuzz_seed = 0;      // above 0: random delays at every hand-over (comm/fuzz.h)
 };
 
@@ -36,7 +42,7 @@ struct Farewell {
   std::string other;   // "rank 2/4: text" of one that left with another error
 };
 
-class Progress final : private Patience {
+class Progress final : private Patience, public std::enable_shared_from_this<Progress> {
  public:
   struct Operation {
     Fingerprint print;
@@ -44,6 +50,7 @@ class Progress final : private Patience {
     std::byte* data = nullptr;  // the full buffer
     std::byte* own = nullptr;   // reduce_scatter, all_gather: the chunk
     std::shared_ptr<Work::State> work;
+    std::unique_ptr<SharedOperation> shared;  // from when it is begun, where the group shares memory
   };
 
   // `open` makes the transport, on the progress thread; what it throws comes out here. Memory that the thread holds is
@@ -60,6 +67,12 @@ class Progress final : private Patience {
 
   // Queues an operation. Fills in sequence and segment size. Fails through the Work, never here.
   Work issue(Operation operation);
+  // A thread that waits for `work` does it itself, if it is a short operation that all ranks come to soon.
+  void help(const Work::State& work);
+  // Somebody looks whether an operation is done, without waiting: the progress thread shall do it.
+  void hurry();
+  // Does this group exchange data through shared memory? True only once all ranks have met, as they have when an operation is done.
+  bool shares_memory(const Group& group) const;
   // Makes a group known, so that roll calls about it can be answered.
   void add_group(const std::shared_ptr<Group>& group);
 
@@ -82,7 +95,15 @@ class Progress final : private Patience {
 
  private:
   void loop();
+  void meet();
+  bool begin_short(Operation& operation);
+  void begin_shared(Operation& operation);
   void run_operation(Operation& operation);
+  void run_shared(Operation& operation);
+  void run_messages(Operation& operation, Work::State::Moved& moved);
+  Work::State::Moved count_shared(const Operation& operation);
+  void finish(const Operation& operation, const Work::State::Moved& moved, std::string error);
+  [[noreturn]] void disagree(const Operation& operation, int peer, const Fingerprint& theirs);
   void compare_fingerprints(const Operation& operation, Wire& wire);
   void run_leave();
 
@@ -135,7 +156,15 @@ class Progress final : private Patience {
   RollCall roll_;
   std::vector<Departure> departures_;
   bool someone_left_ = false;
-  bool failed_ = false;
+  std::atomic<bool> failed_{false};  // written by the thread alone
+
+  std::unique_ptr<SharedMemory> shared_;  // made by the thread; used by it, or under engine_ while short_ is there
+  std::atomic<SharedMemory*> ready_{nullptr};
+  std::atomic<int> outstanding_{0};    // operations issued and not done
+  std::mutex engine_;                  // taken before mutex_
+  std::unique_ptr<Operation> short_;   // guarded by engine_: begun by a caller, the oldest of all
+  int64_t crowded_until_ns_ = 0;       // guarded by engine_
+  std::atomic<bool> has_short_{false};  // set under mutex_
 
   std::thread thread_;
 };

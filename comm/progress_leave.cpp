@@ -52,7 +52,7 @@ void Progress::run_leave() {
   roll_.end();
   for (poll(); !std::all_of(departures_.begin(), departures_.end(), gone); poll()) {
     const int64_t now = steady_now_ns();
-    if (leave->limit_s > 0 ? now - begun > to_ns(leave->limit_s) : failed_) break;
+    if (leave->limit_s > 0 ? now - begun > to_ns(leave->limit_s) : failed_.load()) break;
     if (leave->reason == LeaveReason::config_error && failed_) break;
     if (leave->reason == LeaveReason::failed && g_termination.load(std::memory_order_relaxed)) break;
     // Without a limit, only ranks that answer are waited for.
@@ -111,7 +111,7 @@ void Progress::terminate_if_asked() {
   if (failed_) {
     line = failure();
   } else if (current_ != nullptr) {
-    line = fmt::format("{}: SIGTERM after waiting {:.2f} s: {}", current_->work->what, to_s(asked - current_started_ns_),
+    line = fmt::format("{}: SIGTERM after waiting {:.2f} s: {}", current_->work->what(), to_s(asked - current_started_ns_),
                        roll_.sentence(current_->print, *current_->group, departures_));
   } else {
     line = fmt::format("{}: SIGTERM while no collective was running: {}", who_, roll_.missing(rank_));

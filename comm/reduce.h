@@ -20,4 +20,9 @@ void divide(DType dtype, void* data, size_t count, int divisor);
 // mean divides before that. `out` may be one of the inputs.
 void combine_in_order(DType dtype, ReduceOp op, void* out, std::span<const std::byte* const> inputs, size_t count);
 
+// The sum, in `order`, of one rank's chunk: inputs[k] is what comes k-th, and every one of `outputs` gets the result, with the roundings
+// and the mean of the message path's algorithms (comm/ring.h). Outputs may be inputs. At least two inputs.
+void combine_all(DType dtype, ReduceOp op, Order order, std::span<std::byte* const> outputs, std::span<const std::byte* const> inputs,
+                 size_t count);
+
 }  // namespace rz::comm

@@ -177,6 +177,8 @@ void ThreadTransport::pause(std::chrono::microseconds, std::chrono::microseconds
 
 void ThreadTransport::wake() { hub_->inboxes_[static_cast<size_t>(rank_)]->signal(); }
 
+bool ThreadTransport::is_halted() const { return hub_->inboxes_[static_cast<size_t>(rank_)]->frozen.load(std::memory_order_relaxed); }
+
 void ThreadTransport::stand_still_while_frozen() {
   const std::atomic<bool>& frozen = hub_->inboxes_[static_cast<size_t>(rank_)]->frozen;
   while (frozen.load(std::memory_order_relaxed)) std::this_thread::sleep_for(std::chrono::milliseconds(2));

@@ -42,6 +42,7 @@ class ThreadTransport final : public Transport {
   void release(Request& request) noexcept override;
   void pause(std::chrono::microseconds poll, std::chrono::microseconds limit) override;
   void wake() override;
+  bool is_halted() const override;
   void close(bool) override {}
 
  private:

@@ -3,6 +3,7 @@
 namespace rz::comm {
 
 void Transport::count(Channel channel, size_t bytes, bool sent) {
+  if (!counts_) return;
   Counter& c = channel.header ? header_ : payload_[static_cast<size_t>(channel.kind)];
   add(sent ? c.sent_bytes : c.received_bytes, bytes);
   add(sent ? c.sent_messages : c.received_messages, 1);

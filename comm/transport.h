@@ -87,6 +87,17 @@ class Transport {
   // The last call. `clean`: all ranks are well and do the same; otherwise nothing may wait for a peer.
   virtual void close(bool clean) = 0;
 
+  // What moves past the transport, through memory that ranks share, counts as if it had been posted here.
+  void count_as(CollectiveKind kind, const WireCount& payload, const WireCount& header) {
+    add(payload_[static_cast<size_t>(kind)], payload);
+    add(header_, header);
+  }
+  // What is posted while `on` is of no collective.
+  void count_nothing(bool on) { counts_ = !on; }
+
+  // Any thread: this rank stands still (tests).
+  virtual bool is_halted() const { return false; }
+
   // Any thread.
   WireStats stats() const;
 
@@ -102,11 +113,17 @@ class Transport {
   struct Counter {
     std::atomic<uint64_t> sent_bytes{0}, received_bytes{0}, sent_messages{0}, received_messages{0};
   };
-  // Written by the progress thread alone, so a plain load and store is an increment.
+  // Written by the progress thread, or by who runs in its place, so a plain load and store is an increment.
   static void add(std::atomic<uint64_t>& counter, uint64_t n) {
     counter.store(counter.load(std::memory_order_relaxed) + n, std::memory_order_relaxed);
   }
+  static void add(Counter& counter, const WireCount& more) {
+    add(counter.sent_bytes, more.sent_bytes), add(counter.received_bytes, more.received_bytes);
+    add(counter.sent_messages, more.sent_messages), add(counter.received_messages, more.received_messages);
+  }
   void count(Channel channel, size_t bytes, bool sent);
+
+  bool counts_ = true;
 
   std::array<Counter, kCollectiveKinds> payload_;
   Counter header_;

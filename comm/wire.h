@@ -59,6 +59,25 @@ class Posted {
   Transport::Request* request_ = nullptr;
 };
 
+// How a wait passes its time: polling, then yielding, then in naps that grow.
+class Waiting {
+ public:
+  explicit Waiting(Transport& transport) : transport_(transport) {}
+  // Between two looks. `announces`: what is waited for ends the transport's pause.
+  void pass(bool announces);
+  void restart() { polls_ = 0, nap_ = kFirstNap; }
+
+ private:
+  static constexpr int kSpins = 16;
+  static constexpr int kYields = 48;
+  static constexpr std::chrono::microseconds kFirstNap{8};
+
+  Transport& transport_;
+  int polls_ = 0;
+  int patience_ = kSpins + kYields;
+  std::chrono::microseconds nap_ = kFirstNap;
+};
+
 class Wire {
  public:
   Wire(Transport& transport, const Group& group, CollectiveKind kind, Patience& patience)

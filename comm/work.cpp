@@ -4,13 +4,16 @@
 
 #include "comm/control.h"
 #include "comm/error.h"
+#include "comm/progress.h"
 #include "comm/wire.h"
 #include "comm/work_state.h"
 #include "runtime/core/device.h"
 
 namespace rz::comm {
 
-void Work::State::note(const Fingerprint& print, const Group& group) {
+std::string Work::State::what() const { return pulse->who + " " + describe(print); }
+
+void Work::State::note(const Group& group) {
   trace::Recorder* recorder = trace::current();
   if (recorder == nullptr || !recorder->recording()) return;
   record.name = recorder->intern(print.name());
@@ -26,7 +29,12 @@ void Work::State::note(const Fingerprint& print, const Group& group) {
 void Work::State::start() {
   std::lock_guard lock(mutex);
   times.started_ns = steady_now_ns();
+}
+
+void Work::State::take_up() {
+  std::lock_guard lock(mutex);
   if (log) record.cpu_ns = -thread_cpu_ns();
+  is_taken_up = true;
 }
 
 void Work::State::finish(const Moved& moved, std::string failure) {
@@ -40,7 +48,7 @@ void Work::State::finish(const Moved& moved, std::string failure) {
       record.first_byte_ns = moved.first_byte_ns;
       record.last_byte_ns = moved.last_byte_ns;
       record.done_ns = times.done_ns;
-      if (times.started_ns != 0) record.cpu_ns += thread_cpu_ns();
+      if (is_taken_up) record.cpu_ns += thread_cpu_ns();
       record.sent_bytes = moved.sent_bytes;
       log->push(record);
     }
@@ -60,6 +68,7 @@ void Work::wait() const {
 
 void Work::State::wait() {
   constexpr std::chrono::milliseconds kSlice{100};
+  if (const auto progress = runner.lock()) progress->help(*this);
   std::unique_lock lock(mutex);
   // The progress thread ends every operation within its deadline. Should it hang itself (inside the MPI library, say), its
   // beats stop: that is counted in slices that this thread has lived through, so that a stopped process is not blamed.
@@ -70,7 +79,7 @@ void Work::State::wait() {
     silent_s = now == beats ? silent_s + 0.1 : 0;
     beats = now;
     if (silent_s > pulse->deadline_s + 2) {
-      throw CommError(fmt::format("{}: this rank's progress thread has not moved for {:.1f} s", what, silent_s));
+      throw CommError(fmt::format("{}: this rank's progress thread has not moved for {:.1f} s", what(), silent_s));
     }
   }
   if (!error.empty()) throw CommError(error);
@@ -78,8 +87,12 @@ void Work::State::wait() {
 
 bool Work::done() const {
   if (!state_) return true;
-  std::lock_guard lock(state_->mutex);
-  return state_->is_done;
+  {
+    std::lock_guard lock(state_->mutex);
+    if (state_->is_done) return true;
+  }
+  if (const auto progress = state_->runner.lock()) progress->hurry();
+  return false;
 }
 
 // CPU streams only so far: whoever uses the result next is this thread.

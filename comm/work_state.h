@@ -7,17 +7,19 @@
 #include <mutex>
 #include <string>
 
+#include "comm/control.h"
 #include "comm/work.h"
 
 namespace rz::comm {
 
-struct Fingerprint;
+class Progress;
 struct Group;
 
 // Signs of life of a progress thread, so that a waiting caller can tell a long operation from a thread that hangs.
 struct Pulse {
   std::atomic<uint64_t> beats{0};
   double deadline_s = 60;
+  std::string who;  // "rank 2/4 host h"
 };
 
 struct Work::State {
@@ -25,9 +27,11 @@ struct Work::State {
   std::condition_variable ended;
   bool is_done = false;
   std::string error;  // empty = well
-  std::string what;   // describes the operation
+  Fingerprint print;
   WorkTimes times;
   std::shared_ptr<const Pulse> pulse;
+  std::weak_ptr<Progress> runner;
+  bool is_taken_up = false;
   trace::Operation record;                   // number < 0: not recorded
   std::shared_ptr<trace::OperationLog> log;  // where it goes when done; null = not recorded
 
@@ -37,9 +41,12 @@ struct Work::State {
     uint64_t sent_bytes = 0;
   };
   // Numbers the operation and records that it is queued, where this thread has a recorder.
-  void note(const Fingerprint& print, const Group& group);
-  // Both on the progress thread.
+  void note(const Group& group);
+  // Describes the operation: "rank 2/4 host h op#7 ...".
+  std::string what() const;
+  // It begins now. Whichever thread that is, the progress thread takes it up, at once or later, unless a caller ends it.
   void start();
+  void take_up();
   void finish(const Moved& moved, std::string failure);
   void wait();
 };

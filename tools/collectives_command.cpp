@@ -39,6 +39,7 @@ struct Flags {
   std::string reduce = "sum";
   std::string order = "ring";
   std::string transport = "auto";
+  std::string intra_node = "auto";
   int ranks = 0;
   int iterations = 20;
   int warmup = 5;
@@ -143,7 +144,7 @@ class Measurement {
  public:
   Measurement(const Plan& plan, Communicator& comm) : plan_(plan), comm_(comm), n_(comm.size()) {
     const size_t most = std::max(*std::max_element(plan.sizes.begin(), plan.sizes.end()), size_bytes(plan.dtype));
-    buffer_ = Storage::make(most, Category::workspace, "collectives benchmark");
+    buffer_ = Storage::make(most, Category::communication, "collectives benchmark");
     std::fill_n(buffer_->data(), most, std::byte{0});
   }
 
@@ -267,18 +268,20 @@ nlohmann::json to_json(const Plan& plan, const std::vector<Row>& rows, int ranks
 }
 
 // Every rank; true if all results were right.
-bool measure(const Plan& plan, Communicator& comm, const char* transport) {
+bool measure(const Plan& plan, Communicator& comm, std::string transport) {
+  comm.barrier({.name = "start"}).wait();
+  if (comm.shares_memory()) transport += ", shared memory";
   Measurement measurement(plan, comm);
   const bool speaks = comm.rank() == 0;
   std::vector<Row> rows;
   for (const CollectiveKind kind : plan.kinds) {
-    if (speaks && !plan.json) print_heading(plan, kind, comm.size(), transport);
+    if (speaks && !plan.json) print_heading(plan, kind, comm.size(), transport.c_str());
     for (const size_t bytes : plan.sizes) {
       rows.push_back(measurement.run(kind, bytes));
       if (speaks && !plan.json) print_row(plan, rows.back(), comm.size());
     }
   }
-  if (speaks && plan.json) fmt::print("{}\n", to_json(plan, rows, comm.size(), transport).dump(2));
+  if (speaks && plan.json) fmt::print("{}\n", to_json(plan, rows, comm.size(), transport.c_str()).dump(2));
   return std::all_of(rows.begin(), rows.end(), [](const Row& r) { return r.error <= 0; });
 }
 
@@ -286,6 +289,7 @@ int run_collectives(const Flags& flags) {
   const Plan plan = make_plan(flags);
   comm::LaunchOptions options;
   options.transport = comm::parse_transport(flags.transport);
+  options.intra_node = comm::parse_intra_node(flags.intra_node);
   options.segment_bytes = parse_size(flags.segment, "--segment");
   options.ranks = flags.ranks;
   if (!flags.link.empty() || !flags.inter_node_link.empty() || flags.nodes != 1) {
@@ -315,6 +319,8 @@ void add_collectives_command(CLI::App& app) {
   command->add_option("--reduce", flags->reduce, "sum, mean, max, min")->capture_default_str();
   command->add_option("--order", flags->order, "of additions: ring, ordered (rank order)")->capture_default_str();
   command->add_option("--transport", flags->transport, "auto (mpi under mpirun, else threads), threads, mpi")->capture_default_str();
+  command->add_option("--intra-node", flags->intra_node, "between ranks of a machine: auto (shared memory where possible), shared, messages")
+      ->capture_default_str();
   command->add_option("--ranks", flags->ranks, "threads: number of ranks; mpi: what mpirun must have started");
   command->add_option("--iters", flags->iterations, "timed repetitions per size")->capture_default_str();
   command->add_option("--warmup", flags->warmup, "repetitions before them")->capture_default_str();

@@ -42,6 +42,7 @@ void add_job_flags(CLI::App& command, JobFlags& flags, bool job_required, bool r
   if (ranks_flag) add_shorthand(command, flags, "--inter-node-link", "communication.inter_node_link", "emulated links between nodes");
   if (ranks_flag) add_shorthand(command, flags, "--nodes", "communication.nodes", "emulated nodes, equal blocks of ranks");
   if (ranks_flag) add_shorthand(command, flags, "--transport", "communication.transport", "AUTO, THREADS or MPI");
+  if (ranks_flag) add_shorthand(command, flags, "--intra-node", "communication.intra_node", "between ranks of a machine: WHERE_POSSIBLE, SHARED or MESSAGES");
 }
 
 }  // namespace rz::tools

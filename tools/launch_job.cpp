@@ -13,6 +13,11 @@ comm::LaunchOptions launch_options(const ringzero::Job& job) {
     case ringzero::Communication::THREADS: options.transport = comm::TransportKind::threads; break;
     case ringzero::Communication::MPI: options.transport = comm::TransportKind::mpi; break;
   }
+  switch (c.intra_node()) {
+    case ringzero::Communication::WHERE_POSSIBLE: break;
+    case ringzero::Communication::SHARED: options.intra_node = comm::IntraNode::shared; break;
+    case ringzero::Communication::MESSAGES: options.intra_node = comm::IntraNode::messages; break;
+  }
   const bool threads = options.transport == comm::TransportKind::threads || !comm::under_mpirun();
   if (threads) options.ranks = static_cast<int>(c.ranks());
   options.deadline_s = c.deadline_s();

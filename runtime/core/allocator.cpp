@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cstring>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -29,17 +30,34 @@ constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t round_up(size_t value, size_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 #ifdef RZ_ASAN
-
 std::mutex g_mutex;
 Stats g_stats;
+#endif
 
-#else
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25  // Linux 6.1; an error that changes nothing on older ones
+#endif
 
 // Blocks tile their arena: a long range of reserved addresses whose front part, up to `top`, may be used. Neighbours always merge, and
 // a request that no free block serves moves the top by what is missing. Free blocks are found by (size, address), neighbours
 // through the map of all blocks by address.
+//
+// A shared heap has one arena, whose memory is a file without a name; block addresses are offsets in that file, moved by its begin.
 class Heap {
  public:
+  Heap() = default;
+  // Takes over `file`, whose first `bytes` the arena maps at `begin`; both multiples of a huge page.
+  Heap(int file, void* begin, size_t bytes) : file_(file) {
+    const auto start = reinterpret_cast<uintptr_t>(begin);
+    arenas_.push_back({start, start, start + bytes});
+  }
+
+  SharedRange range() const { return {file_, arenas_[0].begin, arenas_[0].end - arenas_[0].begin}; }
+  bool contains(const void* pointer) const {
+    const auto address = reinterpret_cast<uintptr_t>(pointer);
+    return address >= arenas_[0].begin && address < arenas_[0].end;
+  }
+
   void* allocate(size_t bytes) {
     const size_t size = round_up(bytes, kAlignment);
     std::lock_guard lock(mutex_);
@@ -92,7 +110,7 @@ class Heap {
       const uintptr_t keep = round_up(last->first, kHugePage);
       if (keep >= arena.top) continue;
       const size_t bytes = arena.top - keep;
-      if (madvise(reinterpret_cast<void*>(keep), bytes, MADV_DONTNEED) != 0) continue;
+      if (madvise(reinterpret_cast<void*>(keep), bytes, file_ < 0 ? MADV_DONTNEED : MADV_REMOVE) != 0) continue;
       if (mprotect(reinterpret_cast<void*>(keep), bytes, PROT_NONE) != 0) continue;
       const uintptr_t start = last->first;
       free_.erase({last->second.size, start});
@@ -130,6 +148,7 @@ class Heap {
   // Afterwards some free block has `size` bytes or more.
   void grow(size_t size) {
     if (arenas_.empty() || !extend(arenas_.back(), size)) {
+      RZ_CHECK(file_ < 0, "out of memory: {} bytes more than the {} that ranks of a machine can share", size, stats_.mapped_bytes);
       reserve(size);
       RZ_CHECK(extend(arenas_.back(), size), "out of memory: the system refused {} bytes (ringzero holds {} already)", size, stats_.mapped_bytes);
     }
@@ -142,6 +161,7 @@ class Heap {
     if (bytes > arena.end - arena.top) return false;
     RZ_CHECK(mprotect(reinterpret_cast<void*>(arena.top), bytes, PROT_READ | PROT_WRITE) == 0,
              "out of memory: the system refused {} bytes (ringzero holds {} already)", bytes, stats_.mapped_bytes);
+    if (file_ >= 0) collapse(arena.top, bytes);
     if (joins) {
       free_.erase({last->second.size, last->first});
       last->second.size += bytes;
@@ -153,6 +173,12 @@ class Heap {
     stats_.mapped_bytes += static_cast<int64_t>(bytes);
     ++stats_.system_allocations;
     return true;
+  }
+
+  // Huge pages for shared memory, whatever the system's setting: a page of 2 MiB that has begun can be completed.
+  static void collapse(uintptr_t begin, size_t bytes) {
+    for (size_t at = 0; at < bytes; at += kHugePage) *reinterpret_cast<volatile std::byte*>(begin + at) = std::byte{0};
+    madvise(reinterpret_cast<void*>(begin), bytes, MADV_COLLAPSE);
   }
 
   // Addresses alone, which cost nothing; less where the system limits them.
@@ -176,8 +202,13 @@ class Heap {
   std::set<std::pair<size_t, uintptr_t>> free_;
   std::vector<Arena> arenas_;  // the last one grows
   Stats stats_;
+  int file_ = -1;
 };
 
+// Null until share().
+std::atomic<Heap*> g_shared{nullptr};
+
+#ifndef RZ_ASAN
 // Never destroyed: tensors held by other statics may still be freed at exit.
 Heap& heap() {
   static Heap* instance = new Heap;
@@ -223,7 +254,9 @@ void* reserved(size_t bytes) {
 
 #ifdef RZ_ASAN
 
-void* allocate(size_t bytes) {
+namespace {
+
+void* allocate_own(size_t bytes) {
   void* pointer = std::aligned_alloc(kAlignment, round_up(bytes, kAlignment));
   RZ_CHECK(pointer != nullptr, "out of memory: the system refused {} bytes", bytes);
   std::lock_guard lock(g_mutex);
@@ -234,27 +267,88 @@ void* allocate(size_t bytes) {
 }
 
 // No poison here: AddressSanitizer reports the use of freed memory itself.
-void deallocate(void* pointer, size_t bytes) noexcept {
+void deallocate_own(void* pointer, size_t bytes) noexcept {
   std::free(pointer);
   std::lock_guard lock(g_mutex);
   g_stats.requested_bytes -= static_cast<int64_t>(bytes);
 }
 
-Stats stats() {
+Stats own_stats() {
   std::lock_guard lock(g_mutex);
   return g_stats;
 }
 
-void trim() {}
+void trim_own() {}
+
+}  // namespace
 
 #else
 
-void* allocate(size_t bytes) { return poisoned(heap().allocate(bytes), bytes); }
-void deallocate(void* pointer, size_t bytes) noexcept { heap().deallocate(poisoned(pointer, bytes), bytes); }
-Stats stats() { return heap().stats(); }
-void trim() { heap().trim(); }
+namespace {
+
+void* allocate_own(size_t bytes) { return poisoned(heap().allocate(bytes), bytes); }
+void deallocate_own(void* pointer, size_t bytes) noexcept { heap().deallocate(poisoned(pointer, bytes), bytes); }
+Stats own_stats() { return heap().stats(); }
+void trim_own() { heap().trim(); }
+
+}  // namespace
 
 #endif
+
+void* allocate(size_t bytes, bool shared) {
+  Heap* heap = shared ? g_shared.load(std::memory_order_acquire) : nullptr;
+  return heap != nullptr ? poisoned(heap->allocate(bytes), bytes) : allocate_own(bytes);
+}
+
+void deallocate(void* pointer, size_t bytes) noexcept {
+  Heap* heap = g_shared.load(std::memory_order_acquire);
+  if (heap != nullptr && heap->contains(pointer)) return heap->deallocate(poisoned(pointer, bytes), bytes);
+  deallocate_own(pointer, bytes);
+}
+
+Stats stats() {
+  Stats all = own_stats();
+  if (Heap* heap = g_shared.load(std::memory_order_acquire); heap != nullptr) {
+    const Stats shared = heap->stats();
+    all.requested_bytes += shared.requested_bytes;
+    all.mapped_bytes += shared.mapped_bytes;
+    all.system_allocations += shared.system_allocations;
+  }
+  return all;
+}
+
+void trim() {
+  trim_own();
+  if (Heap* heap = g_shared.load(std::memory_order_acquire); heap != nullptr) heap->trim();
+}
+
+bool share() {
+  static std::mutex mutex;
+  std::lock_guard lock(mutex);
+  if (g_shared.load(std::memory_order_acquire) != nullptr) return true;
+  // No rank can hold more than the machine has; a range that is not too long leaves addresses for the ranges of many peers.
+  const size_t memory = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  const size_t bytes = round_up(memory, kHugePage);
+  const int file = memfd_create("ringzero shared memory", MFD_CLOEXEC);
+  if (file < 0) return false;
+  void* raw = MAP_FAILED;
+  if (ftruncate(file, static_cast<off_t>(bytes)) == 0)
+    raw = mmap(nullptr, bytes + kHugePage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (raw == MAP_FAILED) return close(file), false;
+  void* begin = reinterpret_cast<void*>(round_up(reinterpret_cast<uintptr_t>(raw), kHugePage));
+  if (mmap(begin, bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, file, 0) == MAP_FAILED) {
+    munmap(raw, bytes + kHugePage);
+    close(file);
+    return false;
+  }
+  g_shared.store(new Heap(file, begin, bytes), std::memory_order_release);
+  return true;
+}
+
+SharedRange shared_range() {
+  const Heap* heap = g_shared.load(std::memory_order_acquire);
+  return heap != nullptr ? heap->range() : SharedRange{};
+}
 
 void set_poison(bool on) { g_poison = on; }
 

@@ -13,13 +13,27 @@ namespace rz::allocator {
 
 inline constexpr size_t kAlignment = 64;
 
-// `bytes` > 0. Uninitialized memory; throws rz::Error naming the size when the system has none left.
-void* allocate(size_t bytes);
+// `bytes` > 0. Uninitialized memory; throws rz::Error naming the size when the system has none left. `shared`: from the range that
+// other processes can map, if share() has made one.
+void* allocate(size_t bytes, bool shared = false);
 void deallocate(void* pointer, size_t bytes) noexcept;
 
 // The first `bytes` of one region of addresses for dry runs, the same for every caller: never backed by memory, zero to read,
 // a fault to write. Throws rz::Error when the system gives no address range that large.
 void* reserved(size_t bytes);
+
+// From now on, memory asked for as shared comes from a second range, backed by a file that has no name anywhere: another process maps
+// it through /proc/PID/fd/FILE, and it is gone with the last process that has it, however that ends. False where the system has no such
+// files or addresses. Once per process; later calls change nothing.
+bool share();
+
+// The shared range: `bytes` at `begin`, which are the first of `file`. A file of -1: there is none.
+struct SharedRange {
+  int file = -1;
+  uintptr_t begin = 0;
+  size_t bytes = 0;
+};
+SharedRange shared_range();
 
 struct Stats {
   int64_t requested_bytes = 0;       // live, as asked for

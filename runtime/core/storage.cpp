@@ -6,6 +6,15 @@
 
 namespace rz {
 
+namespace {
+
+// What collectives read and write.
+bool is_for_peers(Category category) {
+  return category == Category::parameter || category == Category::gradient || category == Category::communication;
+}
+
+}  // namespace
+
 Storage::Storage(size_t bytes, Category category, std::string owner)
     : size_bytes_(bytes), dry_(dry_run()), category_(category), owner_(std::move(owner)), tracker_(RankContext::current()->shared_memory()) {}
 
@@ -31,7 +40,7 @@ void Storage::materialize() {
   }
   tracker_->on_materialize(*this, static_cast<int64_t>(size_bytes_));
   try {
-    data_ = static_cast<std::byte*>(dry_ ? allocator::reserved(size_bytes_) : allocator::allocate(size_bytes_));
+    data_ = static_cast<std::byte*>(dry_ ? allocator::reserved(size_bytes_) : allocator::allocate(size_bytes_, is_for_peers(category_)));
   } catch (...) {
     tracker_->on_release(*this, static_cast<int64_t>(size_bytes_));
     throw;

@@ -4,7 +4,7 @@
 // 2. data() of a released Storage throws, naming its owner: no view can read weights that are sharded away.
 // 3. In a dry run (rank_context.h) it is counted as always, but its bytes are a part of one region that all share: reserved
 //    addresses, zero to read, a fault to write.
-// 4. Its category is fixed for each materialization and counted in the rank's MemoryTracker.
+// 4. Its category is fixed, counted in the rank's MemoryTracker, and decides whether ranks of this machine can map it (storage.cpp).
 // Not thread-safe; hand it over between threads with a happens-before.
 #pragma once
 

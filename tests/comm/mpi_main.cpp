@@ -1,12 +1,14 @@
 // test_comm_mpi: the communicator over MPI. Started by mpirun, once per case, since a job that failed cannot go on:
 //   test_comm_mpi conformance RANKS [SEGMENT_BYTES [MESSAGE_LIMIT_BYTES]]   the suite of conformance.h; any failure on any
 //                                                                          rank fails every rank; RANKS must be right
+//   test_comm_mpi bits RANKS      sums through shared memory against their definition
 //   test_comm_mpi FAULT RANKS     misbehaves as the name says; the caller (mpi_faults.sh) checks what is printed
 // $RZ_TEST_LINK, if set, are emulated links (comm/link_model.h).
 // Faults: count, kind, missing, extra, exception, config, config_one, silent_exit, and steady, hung, idle, which write
 // their process ids to $RZ_PID_DIR/RANK and wait to be killed or stopped.
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -15,7 +17,9 @@
 #include <thread>
 
 #include "comm/launch.h"
+#include "runtime/core/storage.h"
 #include "tests/support/conformance.h"
+#include "tests/support/order.h"
 
 namespace {
 
@@ -30,6 +34,43 @@ void conformance(Communicator& comm, int ranks, size_t segment_bytes) {
   comm.all_reduce(&count, 1, DType::i64, ReduceOp::sum, {.name = "verdict"}).wait();
   if (count != 0) throw Error(fmt::format("conformance failed: {} failures over all ranks", count));
   if (comm.rank() == 0) std::printf("PASSED on %d ranks over MPI\n", comm.size());
+}
+
+// Bits against the definition of both orders, from buffers that peers reach, from such that they do not, and from some of each.
+void bits(Communicator& comm, size_t count, bool here) {
+  const auto storage = Storage::make(count * sizeof(float), Category::communication, "buffer");
+  std::vector<float> own_memory(count);
+  float* data = here ? reinterpret_cast<float*>(storage->data()) : own_memory.data();
+  const auto input = testing::wild<float>(comm.rank(), count);
+  const Chunk c = chunk_of(count, comm.rank(), comm.size());
+  const auto check = [&](const char* what, bool right) {
+    if (!right) throw Error(fmt::format("{} of {} elements, {}: wrong bits", what, count, here ? "shared" : "private"));
+  };
+  for (const Order order : {Order::ring, Order::ordered}) {
+    const auto want = order == Order::ring ? testing::ring_sum<float>(comm.size(), count, ReduceOp::mean)
+                                           : testing::ordered_sum<float>(comm.size(), count, ReduceOp::mean);
+    std::copy(input.begin(), input.end(), data);
+    comm.all_reduce(data, count, DType::f32, ReduceOp::mean, {.order = order}).wait();
+    check("all_reduce", std::equal(want.begin(), want.end(), data));
+    std::copy(input.begin(), input.end(), data);
+    comm.reduce_scatter(data, data + c.begin, count, DType::f32, ReduceOp::mean, {.order = order}).wait();
+    check("reduce_scatter", std::equal(want.begin() + static_cast<long>(c.begin), want.begin() + static_cast<long>(c.end), data + c.begin));
+    comm.all_gather(data + c.begin, data, count, DType::f32).wait();
+    check("all_gather", std::equal(want.begin(), want.end(), data));
+    for (int root = 0; root < comm.size(); ++root) {
+      std::fill_n(data, count, static_cast<float>(comm.rank()));
+      comm.broadcast(data, count, DType::f32, root).wait();
+      check("broadcast", std::count(data, data + count, static_cast<float>(root)) == static_cast<long>(count));
+    }
+  }
+}
+
+void all_bits(Communicator& comm) {
+  for (const size_t count : {size_t{3}, size_t{1009}, size_t{70'001}, size_t{1'500'007}}) {
+    for (const int here : {0, 1, 2}) bits(comm, count, here == 2 ? comm.rank() % 2 == 0 : here == 1);
+  }
+  if (!comm.shares_memory()) throw Error("ranks of one machine do not share memory");
+  if (comm.rank() == 0) std::printf("PASSED bits on %d ranks over MPI\n", comm.size());
 }
 
 void reduce(Communicator& comm, size_t count, const char* name) {
@@ -104,6 +145,7 @@ int main(int argc, char** argv) {
   options.message_limit_bytes = argc > 4 ? std::strtoull(argv[4], nullptr, 10) : 0;
   if (const char* link = std::getenv("RZ_TEST_LINK"); link != nullptr) options.network = parse_network(link);
   return run_ranks(options, [&](Communicator& comm) {
+    if (what == "bits") return all_bits(comm);
     if (what == "conformance")
       conformance(comm, ranks, options.segment_bytes == 0 ? 256 * 1024 : options.segment_bytes);
     else
