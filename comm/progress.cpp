@@ -152,9 +152,9 @@ void Progress::help(const Work::State& work) {
         if (short_->shared->advance() == SharedOperation::Outcome::done) {
           const Work::State::Moved moved = count_shared(*short_);
           const auto operation = std::move(short_);
-          has_short_ = false;  // from here the thread may run what comes next
-          engine.unlock();
-          return finish(*operation, moved, {});
+          finish(*operation, moved, {});
+          has_short_ = false;  // from here the thread may run what comes next, which the trace must show as later
+          return;
         }
         if (polls < spins) continue;
         const int64_t before = steady_now_ns();
@@ -262,8 +262,9 @@ Work::State::Moved Progress::count_shared(const Operation& operation) {
 }
 
 void Progress::finish(const Operation& operation, const Work::State::Moved& moved, std::string error) {
-  outstanding_.fetch_sub(1);
   operation.work->finish(moved, std::move(error));
+  // Last: who sees that none is outstanding may begin the next one, which must be later in the trace, and the only one to write there.
+  outstanding_.fetch_sub(1);
 }
 
 void Progress::run_operation(Operation& operation) {

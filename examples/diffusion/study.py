@@ -140,8 +140,8 @@ def reflow(study):
     pairs = study.run("pairs")
     if not os.path.exists(os.path.join(pairs, "pairs.json")):
         study.ringzero("sample", flow, "--count", study.args.pairs, "--steps", 15, "--method", "heun", "--pairs", pairs)
-    again = study.train("reflow", "diffusion/reflow", f'diffusion.pairs="{pairs}"', f'training.initialize_from="{flow}"')
-    once = study.train("one_step", "diffusion/reflow", f'diffusion.pairs="{pairs}"', f'training.initialize_from="{again}"', "diffusion.distill=true")
+    again = study.train("reflow", "diffusion/reflow", f"diffusion.pairs={pairs}", f"training.initialize_from={flow}")
+    once = study.train("one_step", "diffusion/reflow", f"diffusion.pairs={pairs}", f"training.initialize_from={again}", "diffusion.distill=true")
     rows = []
     for what, run, steps in (("flow", flow, 1), ("flow", flow, 2), ("flow", flow, 30), ("reflow", again, 1), ("reflow", again, 2), ("distilled", once, 1)):
         result = study.evaluate(run, "--steps", steps, "--method", "euler")

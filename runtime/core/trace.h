@@ -63,7 +63,7 @@ struct Operation {
   uint64_t bytes = 0;     // of the full buffer
   uint64_t sent_bytes = 0;
   int64_t queued_ns = 0;
-  int64_t started_ns = 0;     // the progress thread took it up
+  int64_t started_ns = 0;     // the progress thread, or the caller of a short one, took it up
   int64_t first_byte_ns = 0;  // 0: nothing ever arrived
   int64_t last_byte_ns = 0;
   int64_t done_ns = 0;
@@ -87,7 +87,7 @@ struct Step {
 // Finished operations on their way from the progress thread to the main thread.
 class OperationLog {
  public:
-  void push(const Operation& operation);  // progress thread
+  void push(const Operation& operation);  // who ends it: the progress thread or, while nothing is queued there, the main thread
   bool pop(Operation& operation);         // main thread
   int64_t dropped() const { return dropped_.load(std::memory_order_relaxed); }
 
