@@ -52,16 +52,16 @@ ImagesInfo read_images_info(const std::string& run);
 ImagesInfo check_same_images(const std::string& run, const ImagesInfo& images);
 
 struct ImageSampleOptions {
-  std::string preset;  // empty: the one it was trained with
-  SamplerFlags sampler;
+  std::string preset{};  // empty: the one it was trained with
+  SamplerFlags sampler{};
   double guidance = 1;           // weight w of classifier-free guidance: 0 unconditional, 1 conditional
-  std::string guide;             // run of a classifier with noise levels; empty: none
-  std::optional<double> classifier_guidance;  // its scale; unset: 1
-  std::optional<int64_t> label;  // unset: sample i is of class i mod the number of classes
+  std::string guide{};             // run of a classifier with noise levels; empty: none
+  std::optional<double> classifier_guidance{};  // its scale; unset: 1
+  std::optional<int64_t> label{};  // unset: sample i is of class i mod the number of classes
   int64_t count = 100;
   int64_t batch = 50;  // samples at once on a rank; changes no bit
   uint64_t seed = 0;
-  std::optional<bool> clamp;  // x0 to [-1, 1] in every step; unset: where the path is discrete, as published
+  std::optional<bool> clamp{};  // x0 to [-1, 1] in every step; unset: where the path is discrete, as published
 };
 
 // How a trained network is sampled with these options. ConfigError for what does not fit.

@@ -38,7 +38,7 @@ struct BucketMeans {
   double hidden_ms = 0;
   double exposed_ms = 0;
   double bus_bytes_per_s = 0;  // sent by this rank over the time of the transfer
-  std::map<std::pair<Cause, std::string>, double> causes;
+  std::map<std::pair<Cause, std::string>, double> causes{};
 };
 std::vector<BucketMeans> buckets_of(const RunAccount& account, int rank);
 
