@@ -38,8 +38,8 @@ struct alignas(64) Call {
   std::atomic<uint64_t> number{0};  // of the calls from this rank to this peer, from 1; written last
   Fingerprint print;
   uint64_t address = 0;    // of what peers read, as the caller sees it
-  uint8_t is_reachable = 0;  // whether peers can
-  std::byte payload[kPayloadBytes];  // very short data
+  alignas(8) std::byte payload[kPayloadBytes];  // very short data, of any type
+  uint8_t is_reachable = 0;                     // whether peers can reach the address
 };
 static_assert(sizeof(Call) == 192);
 
