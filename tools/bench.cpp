@@ -37,7 +37,7 @@ struct Timed {
 class Bench {
  public:
   Bench(const ringzero::Job& job, const BenchOptions& options, comm::Communicator& comm)
-      : options_(options), comm_(comm), job_(prepared(job)), baseline_bytes_(resident_bytes()), session_(job_, checked_task(), comm) {}
+      : options_(options), comm_(comm), job_(prepared(job)), baseline_bytes_(resident_bytes()), session_(job_, make_task_of_rank(job_, comm), comm) {}
 
   void execute() {
     for (int64_t step = 0; step < options_.warmup; ++step) session_.train_step(step);
@@ -65,14 +65,6 @@ class Bench {
     // The activities of the profile come from the recorder.
     job.mutable_training()->set_trace_steps(std::max<int64_t>(1, job.training().trace_steps()));
     return job;
-  }
-
-  std::unique_ptr<Task> checked_task() {
-    check_batch(job_, comm_.size());
-    RankContext::current()->set_threads(threads_of(job_, comm_));
-    auto task = make_task(job_);
-    check_same_job(job_, *task, comm_);
-    return task;
   }
 
   // Not during a step, and of all ranks at once: cores, caches and memory are shared then as they are in a step.

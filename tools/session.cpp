@@ -120,6 +120,14 @@ void check_same_job(const ringzero::Job& job, const Task& task, comm::Communicat
   check_agreement(comm, {{"program", version_text()}, {"job", effective_text(job)}, {"data", fmt::format("{:016x}", task.data_digest())}});
 }
 
+std::unique_ptr<Task> make_task_of_rank(const ringzero::Job& job, comm::Communicator& comm) {
+  check_batch(job, comm.size());
+  RankContext::current()->set_threads(threads_of(job, comm));
+  auto task = make_task(job);
+  check_same_job(job, *task, comm);
+  return task;
+}
+
 Session::Session(const ringzero::Job& job, std::unique_ptr<Task> task, comm::Communicator& comm)
     : job_(job),
       comm_(comm),

@@ -40,6 +40,9 @@ void check_batch(const ringzero::Job& job, int ranks);
 // All ranks run the same program, job and data, or an error says who does not. COLLECTIVE.
 void check_same_job(const ringzero::Job& job, const Task& task, comm::Communicator& comm);
 
+// The job's task, made on this rank: its threads are set, and job and data are those of the other ranks. COLLECTIVE.
+std::unique_ptr<Task> make_task_of_rank(const ringzero::Job& job, comm::Communicator& comm);
+
 class Session {
  public:
   // Lays out the model and writes initial values. COLLECTIVE.

@@ -58,7 +58,7 @@ class Run {
         path_(options.out.empty() ? "runs/" + job.name() : options.out),
         job_(with_bucket_chosen(job)),
         baseline_bytes_(resident_bytes()),
-        session_(job_, checked_task(), comm),
+        session_(job_, make_task_of_rank(job_, comm), comm),
         items_(session_.task().item_name()) {}
 
   void execute() {
@@ -99,14 +99,6 @@ class Run {
     }
     job.mutable_sharding()->set_bucket_mb(tuned_->bucket_mb);
     return job;
-  }
-
-  std::unique_ptr<Task> checked_task() {
-    check_batch(job_, comm_.size());
-    RankContext::current()->set_threads(threads_of(job_, comm_));
-    auto task = make_task(job_);
-    check_same_job(job_, *task, comm_);
-    return task;
   }
 
   void open() {

@@ -169,7 +169,12 @@ TEST(EmulatedTransport, WaitingCostsNoProcessorTime) {
                         },
                         {.network = parse_network("10Mbit,1ms")});
   EXPECT_GT(wall, 0.5);
-  EXPECT_LT(cpu, 0.5 * wall) << "of all three ranks, of which one that spins takes at least as much as the wall clock";
+#ifdef RZ_TSAN
+  constexpr double kShare = 0.5;  // everything costs some ten times as much; a rank that spins takes as much as the wall clock
+#else
+  constexpr double kShare = 0.1;
+#endif
+  EXPECT_LT(cpu, kShare * wall) << "of all three ranks";
 }
 
 TEST(EmulatedTransport, AStoppedRankIsNamedWithinTheDeadline) {

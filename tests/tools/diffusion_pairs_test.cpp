@@ -7,7 +7,6 @@
 #include "models/data/npy.h"
 #include "models/diffusion/reflow.h"
 #include "tests/tools/diffusion_run.h"
-#include "tools/memory_table.h"
 
 namespace rz::tools {
 namespace {
@@ -21,10 +20,6 @@ const std::vector<std::string> kLong = {"training.steps=200", "training.batch=16
 
 class DiffusionPairs : public DiffusionJob {
  protected:
-  std::string bytes(const std::string& name) const {
-    std::ifstream in(path(name), std::ios::binary);
-    return {std::istreambuf_iterator<char>(in), {}};
-  }
   void pairs(const std::string& run, const std::string& out, int64_t count, int ranks, int64_t batch = 50) const {
     ImageSampleOptions options;
     options.count = count;
@@ -105,12 +100,7 @@ TEST_F(DiffusionPairs, ReflowStraightensAndDistillationNeedsOneStep) {
     EXPECT_EQ(summary(out).at("val_loss"), summary("distilled").at("val_loss")) << out;
   }
   // The memory of pairs is planned to the byte, too.
-  const ringzero::Job cell_job = job_of_cell(job(kUnet, {"diffusion.pairs=" + path("pairs")}, kFlow), 2, 0, 3);
-  MemoryCell cell = predict_cell(cell_job, 2, true);
-  run(cell_job, 2, "cell");
-  read_measured(path("cell"), cell);
-  ASSERT_EQ(cell.measured.size(), 2u);
-  EXPECT_EQ(cell.worst_difference_bytes(), 0);
+  expect_memory_as_predicted(job_of_cell(job(kUnet, {"diffusion.pairs=" + path("pairs")}, kFlow), 2, 0, 3));
 }
 
 TEST_F(DiffusionPairs, InitialWeightsAreThoseOfTheRun) {

@@ -13,8 +13,10 @@
 
 #include "runtime/core/random.h"
 #include "tests/support/ranks.h"
+#include "tests/tools/run_files.h"
 #include "tools/image_sample.h"
 #include "tools/job_file.h"
+#include "tools/memory_table.h"
 #include "tools/train.h"
 
 namespace rz::tools {
@@ -60,12 +62,23 @@ class DiffusionJob : public ::testing::Test {
   std::vector<std::string> errors(const ringzero::Job& j, int ranks) const {
     return testing::errors_on_ranks(ranks, {}, [&](comm::Communicator& comm) { train(j, {path("refused"), false, true}, comm); });
   }
-  nlohmann::json summary(const std::string& out) const { return nlohmann::json::parse(std::ifstream(path(out) + "/summary.json")); }
-  std::vector<double> losses(const std::string& out) const {
-    std::vector<double> values;
-    std::ifstream in(path(out) + "/metrics.jsonl");
-    for (std::string line; std::getline(in, line);) values.push_back(nlohmann::json::parse(line).at("loss").get<double>());
-    return values;
+  nlohmann::json summary(const std::string& out) const { return summary_of(path(out)); }
+  std::vector<double> losses(const std::string& out) const { return losses_of(path(out)); }
+  // A file of the folder.
+  std::string bytes(const std::string& name) const {
+    std::ifstream in(path(name), std::ios::binary);
+    std::string all{std::istreambuf_iterator<char>(in), {}};
+    EXPECT_FALSE(all.empty()) << name;
+    return all;
+  }
+  // Predicts the memory of a run on 2 ranks, makes the run, and compares every byte.
+  void expect_memory_as_predicted(const ringzero::Job& cell_job) const {
+    MemoryCell cell = predict_cell(cell_job, 2, true);
+    run(cell_job, 2, "cell");
+    read_measured(path("cell"), cell);
+    std::filesystem::remove_all(path("cell"));
+    ASSERT_EQ(cell.measured.size(), 2u);
+    EXPECT_EQ(cell.worst_difference_bytes(), 0);
   }
   static std::string refused(const std::string& text) {
     try {

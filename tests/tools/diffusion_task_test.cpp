@@ -5,7 +5,6 @@
 #include <cmath>
 
 #include "tests/tools/diffusion_run.h"
-#include "tools/memory_table.h"
 
 namespace rz::tools {
 namespace {
@@ -116,14 +115,7 @@ TEST_F(DiffusionJob, ADryRunPredictsEveryByte) {
   for (const std::string& model : {kUnet, kDit, std::string("classifier { width1: 4 width2: 8 features: 8 }")}) {
     for (const int64_t stage : {0, 3}) {
       SCOPED_TRACE(fmt::format("{} stage {}", model, stage));
-      const ringzero::Job cell_job = job_of_cell(job(model, {}, model[0] == 'c' ? "" : "diffusion {}"), 2, stage, 3);
-      MemoryCell cell = predict_cell(cell_job, 2, true);
-      const std::string out = path("cell");
-      testing::run_on_ranks(2, [&](comm::Communicator& comm) { train(cell_job, {out, false, true}, comm); });
-      read_measured(out, cell);
-      fs::remove_all(out);
-      ASSERT_EQ(cell.measured.size(), 2u);
-      EXPECT_EQ(cell.worst_difference_bytes(), 0);
+      expect_memory_as_predicted(job_of_cell(job(model, {}, model[0] == 'c' ? "" : "diffusion {}"), 2, stage, 3));
     }
   }
 }

@@ -7,7 +7,6 @@
 #include "optim/checkpoint/agreement.h"
 #include "tests/tools/diffusion_run.h"
 #include "tools/diffusion_task.h"
-#include "tools/memory_table.h"
 #include "tools/overlap/overlap_command.h"
 #include "tools/picture.h"
 #include "tools/run_directory.h"
@@ -21,15 +20,7 @@ using ::testing::HasSubstr;
 const std::string kAware = "diffusion { preset: 'ddpm' timesteps: 8 loss_aware_times: true loss_history: 2 }";
 const std::vector<std::string> kExact = {"sharding.reduction=EXACT", "training.micro_batch=2", "training.steps=12"};
 
-class DiffusionTimes : public DiffusionJob {
- protected:
-  std::string bytes(const std::string& name) const {
-    std::ifstream in(path(name), std::ios::binary);
-    std::string all{std::istreambuf_iterator<char>(in), {}};
-    EXPECT_FALSE(all.empty()) << name;
-    return all;
-  }
-};
+class DiffusionTimes : public DiffusionJob {};
 
 TEST_F(DiffusionTimes, LossesOfAllRanksDecideAlikeWhateverTheirNumber) {
   run(job(kUnet, kExact, kAware), 1, "one");
@@ -66,12 +57,7 @@ TEST_F(DiffusionTimes, WhatWasLearnedOfLossesIsResumed) {
   ImageSampleOptions options{.count = 2};
   EXPECT_EQ(samples("part", options, 2), samples("whole", options, 1));
   run(job(kUnet, {"training.initialize_from=" + path("part")}, "diffusion { preset: 'ddpm' timesteps: 8 }"), 2, "next");
-  const ringzero::Job cell_job = job_of_cell(job(kUnet, {}, kAware), 2, 3, 3);
-  MemoryCell cell = predict_cell(cell_job, 2, true);
-  run(cell_job, 2, "cell");
-  read_measured(path("cell"), cell);
-  ASSERT_EQ(cell.measured.size(), 2u);
-  EXPECT_EQ(cell.worst_difference_bytes(), 0);
+  expect_memory_as_predicted(job_of_cell(job(kUnet, {}, kAware), 2, 3, 3));
 }
 
 TEST_F(DiffusionTimes, TimesOfLargeLossesAreDrawnMore) {
@@ -143,12 +129,7 @@ TEST_F(DiffusionTimes, PicturesOfSamplesDoNotDependOnRanksAndChangeNothing) {
   app.parse("overlap " + path("one"));
   EXPECT_EQ(bytes("one/report.html").find("<h2>Samples</h2>"), std::string::npos);
 
-  const ringzero::Job cell_job = job_of_cell(job(kUnet, {"training.sample_every=1", "training.sample_steps=2"}), 2, 3, 3);
-  MemoryCell cell = predict_cell(cell_job, 2, true);
-  run(cell_job, 2, "cell");
-  read_measured(path("cell"), cell);
-  ASSERT_EQ(cell.measured.size(), 2u);
-  EXPECT_EQ(cell.worst_difference_bytes(), 0);
+  expect_memory_as_predicted(job_of_cell(job(kUnet, {"training.sample_every=1", "training.sample_steps=2"}), 2, 3, 3));
 }
 
 TEST_F(DiffusionTimes, BadSettingsAreRefused) {

@@ -13,6 +13,7 @@
 #include "comm/launch.h"
 #include "runtime/core/random.h"
 #include "tests/support/ranks.h"
+#include "tests/tools/run_files.h"
 #include "tools/job_file.h"
 #include "tools/sample.h"
 
@@ -57,14 +58,9 @@ class Training : public ::testing::Test {
     return testing::errors_on_ranks(ranks, {}, [&](comm::Communicator& comm) { train(j, {out, resume, false}, comm); });
   }
 
-  nlohmann::json summary(const std::string& out) const { return nlohmann::json::parse(std::ifstream(path(out) + "/summary.json")); }
+  nlohmann::json summary(const std::string& out) const { return summary_of(path(out)); }
 
-  std::vector<double> losses(const std::string& out) const {
-    std::vector<double> values;
-    std::ifstream in(path(out) + "/metrics.jsonl");
-    for (std::string line; std::getline(in, line);) values.push_back(nlohmann::json::parse(line).at("loss").get<double>());
-    return values;
-  }
+  std::vector<double> losses(const std::string& out) const { return losses_of(path(out)); }
 
   fs::path root_;
 };
