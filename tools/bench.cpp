@@ -108,7 +108,8 @@ class Bench {
     json["threads"] = thread_count();
     json["stage"] = job_.sharding().stage();
     json["steps"] = options_.steps;
-    json["step_ms"] = {{"median", 1e3 * median_s}, {"p10", percentile(sorted, 0.1)}, {"p90", percentile(sorted, 0.9)}, {"min", sorted.front()}};
+    json["step_ms"] = {
+        {"median", 1e3 * median_s}, {"p10", percentile(sorted, 0.1)}, {"p90", percentile(sorted, 0.9)}, {"min", sorted.front()}, {"each", step_ms_}};
     json["items"] = session_.task().item_name();
     json["items_per_step"] = static_cast<double>(items_) / steps;
     json["items_per_s"] = static_cast<double>(items_) / steps / median_s;

@@ -1,5 +1,6 @@
 #include "tools/bench.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -49,6 +50,11 @@ TEST_F(BenchTest, CountsTheArithmeticOfAStepAndAccountsForItsTime) {
   EXPECT_GE(sum_ms, one["step_ms"]["min"].get<double>());
   EXPECT_TRUE(ops.contains("linear/forward") && ops.contains("linear/backward") && ops.contains("optimizer/other")) << one["ops"].dump(1);
   EXPECT_LE(one["step_ms"]["min"], one["step_ms"]["median"]);
+  const auto each = one["step_ms"]["each"].get<std::vector<double>>();
+  ASSERT_EQ(each.size(), 4u);
+  EXPECT_EQ(*std::ranges::min_element(each), one["step_ms"]["min"].get<double>());
+  EXPECT_EQ(*std::ranges::max_element(each), one["step_ms"]["p90"].get<double>());
+  EXPECT_GE(std::ranges::count(each, one["step_ms"]["median"].get<double>()), 1);
   EXPECT_GT(one["matmul_peak_gflops"], 0);
   EXPECT_NEAR(one["model_flop_utilization"].get<double>(), one["gflops"].get<double>() / one["matmul_peak_gflops"].get<double>(), 1e-9);
 }
