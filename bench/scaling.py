@@ -5,7 +5,8 @@ least-squares slopes in log-log scale.
   context: by arithmetic, whose part from attention grows with its square; attention's own time too;
   steady: a run of --steady steps in hundreds;
   requests: how often a step after the second asked the system for memory, in all runs. Above 0 the exit code is 1.
-A point is the least of its steps' times over --rounds rounds, which are interleaved: what is slower was disturbed by something else on the machine.
+Times are processor times of the one thread, so that others on its core do not count; caches and memory are shared all the same, and a point is the
+least of its steps over --rounds rounds, which are interleaved: what is slower was disturbed.
 Usage: bench/scaling.py build/release/bin/ringzero [--rounds 5] [--only layers batch context steady] [--json FILE]"""
 import argparse
 import json
@@ -19,7 +20,7 @@ JOB = os.path.join(os.path.dirname(os.path.abspath(__file__)), "jobs", "gpt.text
 WARM_UP = 2
 # Name: what it changes, its values, the fixed rest of the model.
 SERIES = {
-    "layers": ("transformer.layers", [2, 4, 8, 16, 32], {"transformer.width": 128, "transformer.heads": 2, "transformer.context": 64, "training.batch": 4}),
+    "layers": ("transformer.layers", [2, 4, 8, 16, 32], {"transformer.width": 128, "transformer.heads": 2, "transformer.context": 64, "training.batch": 8}),
     "batch": ("training.batch", [2, 4, 8, 16, 32], {"transformer.layers": 4, "transformer.width": 128, "transformer.heads": 2, "transformer.context": 64}),
     "context": ("transformer.context", [256, 512, 1024, 2048, 4096], {"transformer.layers": 2, "transformer.width": 64, "transformer.heads": 1, "training.batch": 1}),
 }
@@ -60,8 +61,8 @@ def measure(options, name):
     for _ in range(options.rounds):
         for row in rows:
             report = bench(options, options.count, {**rest, field: row["value"]})
-            if report["step_ms"]["min"] < row["step_ms"]:
-                row["step_ms"] = report["step_ms"]["min"]
+            if report["processor_ms"]["min"] < row["step_ms"]:
+                row["step_ms"] = report["processor_ms"]["min"]
                 # Times by op are means of a round: attention's part of the mean step is taken for its part of the least one.
                 row["attention_ms"] = row["step_ms"] * attention(report, "ms_per_step") / statistics.mean(report["step_ms"]["each"])
             row["gflop"] = 1e-9 * report["flops_per_step"]
@@ -101,14 +102,18 @@ def context(rows):
              "attention_over_arithmetic": slope([row["attention_gflop"] for row in rows], [row["attention_ms"] for row in rows]),
              "slope": slope(x, [row["step_ms"] for row in rows]), "theory": slope(x, [row["gflop"] for row in rows]),
              "over_arithmetic": slope([row["gflop"] for row in rows], [row["step_ms"] for row in rows])}
-    print(f"\nattention: log-log slope {found['attention_slope']:.3f} in T, of its arithmetic {found['attention_theory']:.3f}; of time over arithmetic {found['attention_over_arithmetic']:.3f}")
+    # Short sequences pay for whole tiles on the diagonal and for what every op costs.
+    longest = rows[-3:]
+    found["attention_over_arithmetic_longest"] = slope([row["attention_gflop"] for row in longest], [row["attention_ms"] for row in longest])
+    print(f"\nattention: log-log slope {found['attention_slope']:.3f} in T, of its arithmetic {found['attention_theory']:.3f}; of time over arithmetic {found['attention_over_arithmetic']:.3f}, "
+          f"{found['attention_over_arithmetic_longest']:.3f} from T {longest[0]['value']}")
     print(f"step: log-log slope {found['slope']:.3f} in T, of its arithmetic {found['theory']:.3f}; of time over arithmetic {found['over_arithmetic']:.3f}")
     return found
 
 
 def steady(options):
     report = bench(options, options.steady, SMALL)
-    each = report["step_ms"]["each"]
+    each = report["processor_ms"]["each"]
     hundreds = [each[i : i + 100] for i in range(0, len(each), 100)]
     rows = [{"first": WARM_UP + 100 * i, "median_ms": statistics.median(part), "min_ms": min(part)} for i, part in enumerate(hundreds)]
     print("\n| steps from | median ms | least ms |\n|--:|--:|--:|")
