@@ -312,7 +312,7 @@ class Ringzero:
     def round(self, count):
         out = subprocess.run(self.command + ["--warmup", "2", "--count", str(count)], env=self.environment, capture_output=True, text=True)
         if out.returncode != 0:
-            raise RuntimeError(out.stderr)
+            raise RuntimeError(f"{' '.join(self.command)} ended with status {out.returncode}\n{out.stderr}")
         self.result = json.loads(out.stdout)
         self.seconds += [self.result["step_ms"]["median"] / 1e3]
         self.utilization.append(self.result["model_flop_utilization"])

@@ -12,18 +12,27 @@ namespace rz::cpu {
 
 namespace {
 
+// A panel of A stays in the L1 cache while all panels of a block of B, which stays in the L2 cache, pass by it. C is finished in strips of kStripN
+// columns, so that what one block of k leaves is still near when the next adds to it.
 constexpr int64_t kBlockK = 384;
-constexpr int64_t kBlockM = 16 * kMicroRows;  // a block of A stays in the L2 cache
-constexpr int64_t kBlockN = 2048;             // a block of B is shared by all blocks of A
+constexpr int64_t kBlockM = 192 * kMicroRows;
+constexpr int64_t kBlockN = 512;
+constexpr int64_t kStripN = 2048;
 constexpr size_t kAlign = 64;
 
 int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 size_t aligned(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
-// Equal blocks of k, as few as possible.
-int64_t block_k(int64_t k) {
-  const int64_t blocks = (k + kBlockK - 1) / kBlockK;
-  return (k + blocks - 1) / blocks;
+// The length of equal blocks, as few as possible, of at most `most`; a multiple of `unit`, which divides `most`.
+int64_t block_length(int64_t length, int64_t most, int64_t unit) {
+  const int64_t blocks = (length + most - 1) / most;
+  return round_up((length + blocks - 1) / blocks, unit);
+}
+int64_t block_k(int64_t k) { return block_length(k, kBlockK, 1); }
+int64_t block_m(int64_t m) { return block_length(m, kBlockM, kMicroRows); }
+template <class C>
+int64_t block_n(int64_t n) {
+  return block_length(std::min(n, kStripN), kBlockN, kMicroColumns<C>);
 }
 
 template <class C, int Vectors, size_t... Row>
@@ -37,12 +46,12 @@ struct Layout {
   using C = compute_t<T>;
   size_t a_bytes, b_bytes, bias_bytes, c_bytes;
   Layout(int64_t m, int64_t n, int64_t k) {
-    const int64_t depth = std::min(k, block_k(k));
-    a_bytes = aligned(static_cast<size_t>(round_up(std::min(m, kBlockM), kMicroRows) * depth) * sizeof(C) + kVectorBytes);
-    b_bytes = aligned(static_cast<size_t>(round_up(std::min(n, kBlockN), kMicroColumns<C>) * depth) * sizeof(C) + kVectorBytes);
-    bias_bytes = aligned(static_cast<size_t>(round_up(std::min(n, kBlockN), kMicroColumns<C>)) * sizeof(C));
+    const int64_t depth = block_k(k);
+    a_bytes = aligned(static_cast<size_t>(block_m(m) * depth) * sizeof(C) + kVectorBytes);
+    b_bytes = aligned(static_cast<size_t>(block_n<C>(n) * depth) * sizeof(C) + kVectorBytes);
+    bias_bytes = aligned(static_cast<size_t>(round_up(std::min(n, kStripN), kMicroColumns<C>)) * sizeof(C));
     // 16-bit results are summed in float and rounded once.
-    c_bytes = std::is_same_v<T, C> ? 0 : aligned(static_cast<size_t>(m * std::min(n, kBlockN)) * sizeof(C));
+    c_bytes = std::is_same_v<T, C> ? 0 : aligned(static_cast<size_t>(m * std::min(n, kStripN)) * sizeof(C));
   }
   size_t total() const { return a_bytes + b_bytes + bias_bytes + c_bytes; }
 };
@@ -75,40 +84,45 @@ void gemm(const Gemm<T>& g, std::byte* scratch) {
   C* bias = reinterpret_cast<C*>(scratch + layout.a_bytes + layout.b_bytes);
   C* sums = reinterpret_cast<C*>(scratch + layout.a_bytes + layout.b_bytes + layout.bias_bytes);
   const int64_t depth = block_k(g.k);
+  const int64_t high = block_m(g.m);
+  const int64_t wide = block_n<C>(g.n);
 
-  for (int64_t jc = 0; jc < g.n; jc += kBlockN) {
-    const int64_t nc = std::min(kBlockN, g.n - jc);
+  for (int64_t js = 0; js < g.n; js += kStripN) {
+    const int64_t ns = std::min(kStripN, g.n - js);
     const bool with_bias = g.bias != nullptr && !g.accumulate;
     if (with_bias) {
-      load_run(g.bias + jc, 1, bias, nc);
-      std::fill(bias + nc, bias + round_up(nc, kColumns), C(0));
+      load_run(g.bias + js, 1, bias, ns);
+      std::fill(bias + ns, bias + round_up(ns, kColumns), C(0));
     }
     C* c = nullptr;
     int64_t c_stride = 0;
     if constexpr (kDirect)
-      c = g.c + jc, c_stride = g.c_row_stride;
+      c = g.c + js, c_stride = g.c_row_stride;
     else
-      c = sums, c_stride = nc;
+      c = sums, c_stride = ns;
     for (int64_t pc = 0; pc < g.k; pc += depth) {
       const int64_t kc = std::min(depth, g.k - pc);
-      pack<kColumns>(g.b.data + jc * g.b.column_stride + pc * g.b.row_stride, g.b.column_stride, g.b.row_stride, nc, kc, packed_b);
       const bool add = pc > 0 || (kDirect && g.accumulate);
-      for (int64_t ic = 0; ic < g.m; ic += kBlockM) {
-        const int64_t mc = std::min(kBlockM, g.m - ic);
+      for (int64_t ic = 0; ic < g.m; ic += high) {
+        const int64_t mc = std::min(high, g.m - ic);
         pack<kRows>(g.a.data + ic * g.a.row_stride + pc * g.a.column_stride, g.a.row_stride, g.a.column_stride, mc, kc, packed_a);
-        for (int64_t jr = 0; jr < nc; jr += kColumns) {
-          const int columns = static_cast<int>(std::min(kColumns, nc - jr));
-          const Epilogue<C> epilogue{g.alpha, add, with_bias && !add ? bias + jr : nullptr};
+        for (int64_t jc = 0; jc < ns; jc += wide) {
+          const int64_t nc = std::min(wide, ns - jc);
+          pack<kColumns>(g.b.data + (js + jc) * g.b.column_stride + pc * g.b.row_stride, g.b.column_stride, g.b.row_stride, nc, kc, packed_b);
           for (int64_t ir = 0; ir < mc; ir += kRows) {
             const int rows = static_cast<int>(std::min(kRows, mc - ir));
-            kernel_for<C>(rows, columns)(kc, packed_a + ir * kc, packed_b + jr * kc, c + (ic + ir) * c_stride + jr, c_stride, columns,
-                                         epilogue);
+            for (int64_t jr = 0; jr < nc; jr += kColumns) {
+              const int columns = static_cast<int>(std::min(kColumns, nc - jr));
+              const Epilogue<C> epilogue{g.alpha, add, with_bias && !add ? bias + jc + jr : nullptr};
+              kernel_for<C>(rows, columns)(kc, packed_a + ir * kc, packed_b + jr * kc, c + (ic + ir) * c_stride + jc + jr, c_stride, columns,
+                                           epilogue);
+            }
           }
         }
       }
     }
     if constexpr (!kDirect)
-      for (int64_t i = 0; i < g.m; ++i) store_run(sums + i * nc, g.c + i * g.c_row_stride + jc, 1, nc, g.accumulate);
+      for (int64_t i = 0; i < g.m; ++i) store_run(sums + i * ns, g.c + i * g.c_row_stride + js, 1, ns, g.accumulate);
   }
 }
 

@@ -81,14 +81,33 @@ void pack_strided(const T* from, int64_t i_stride, int64_t p_stride, int64_t wid
   }
 }
 
+// One column of a panel, contiguous in memory. Whole vectors where there is room for them behind it: `spill` elements may be overwritten.
+template <int Width, class T, class C>
+[[gnu::always_inline]] inline void pack_column(const T* from, C* to, bool spill) {
+  constexpr int lanes = kLanes<C>;
+  constexpr int whole = Width / lanes;
+#pragma GCC unroll 4
+  for (int v = 0; v < whole; ++v) *reinterpret_cast<typename Vector<C>::memory*>(to + v * lanes) = load_vector<T, C>(from + v * lanes);
+  if constexpr (Width % lanes != 0) {
+    if (spill) {
+      *reinterpret_cast<typename Vector<C>::memory*>(to + whole * lanes) = load_vector<T, C>(from + whole * lanes);
+    } else {
+#pragma GCC unroll 16
+      for (int i = whole * lanes; i < Width; ++i) to[i] = static_cast<C>(from[i]);
+    }
+  }
+}
+
 // `Panels` neighbouring panels whose elements are contiguous along i. Reading them side by side uses whole cache lines and few
 // pages where one step along p is a large power of two.
 template <int Width, int Panels, class T, class C>
 void pack_side_by_side(const T* from, int64_t p_stride, int64_t k, C* __restrict to) {
+  // What a whole vector reads and writes beyond its column must exist: the next panel's first elements, and the next column.
   for (int64_t p = 0; p < k; ++p) {
     const T* __restrict row = from + p * p_stride;
+#pragma GCC unroll 4
     for (int panel = 0; panel < Panels; ++panel)
-      for (int i = 0; i < Width; ++i) to[(panel * k + p) * Width + i] = static_cast<C>(row[panel * Width + i]);
+      pack_column<Width>(row + panel * Width, to + (panel * k + p) * Width, panel + 1 < Panels && p + 1 < k);
   }
 }
 
