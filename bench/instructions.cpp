@@ -1,7 +1,7 @@
 // One call of one hot kernel, on one thread, for bench/instructions.py, which counts its instructions under callgrind: what noise of the
 // machine does not touch. Needs no google-benchmark: valgrind knows no AVX-512, so it is built at a lower CPU level and small.
-// --list: a JSON object of the compiler, the CPU level and the cases; CASE: runs it. Every case is called once before it is counted, so that
-// memory, tables and pages are there.
+// --list: a JSON object of the compiler, the CPU level and the cases; CASE: runs it. Every case is called once before it is counted, so
+// that memory, tables and pages are there.
 #include <fmt/format.h>
 
 #include <cstdio>
@@ -25,8 +25,8 @@ using Call = std::function<void()>;
 struct Case {
   const char* name;
   const char* unit;
-  int64_t units;                    // of work in a call
-  std::function<Call()> prepare;    // makes the inputs
+  int64_t units;                  // of work in a call
+  std::function<Call()> prepare;  // makes the inputs
 };
 
 Tensor random_tensor(Shape shape, DType dtype = DType::f32) {
@@ -41,7 +41,8 @@ Tensor random_tensor(Shape shape, DType dtype = DType::f32) {
 // m tokens, a layer from k to n: forward a b^T, input gradient a b, weight gradient a^T b, added in place as in training.
 Case product(const char* name, int64_t m, int64_t n, int64_t k, bool transpose_a, bool transpose_b, DType dtype = DType::f32) {
   return {name, "multiply-add", m * n * k, [=]() -> Call {
-            const Tensor a = random_tensor(transpose_a ? Shape{k, m} : Shape{m, k}, dtype), b = random_tensor(transpose_b ? Shape{n, k} : Shape{k, n}, dtype);
+            const Tensor a = random_tensor(transpose_a ? Shape{k, m} : Shape{m, k}, dtype),
+                         b = random_tensor(transpose_b ? Shape{n, k} : Shape{k, n}, dtype);
             return [=, out = Tensor::zeros({m, n}, dtype)]() mutable {
               backend({}).matmul->matmul(a, b, out, {.transpose_a = transpose_a, .transpose_b = transpose_b, .accumulate = transpose_a});
             };
@@ -67,7 +68,8 @@ Case attention(const char* name, bool backward) {
 Case layer_norm(const char* name, bool backward) {
   constexpr int64_t kRows = 512, kWidth = 384;
   return {name, "element", kRows * kWidth, [=]() -> Call {
-            const Tensor x = random_tensor({kRows, kWidth}), grad = random_tensor({kRows, kWidth}), weight = random_tensor({kWidth}), bias = random_tensor({kWidth});
+            const Tensor x = random_tensor({kRows, kWidth}), grad = random_tensor({kRows, kWidth}), weight = random_tensor({kWidth}),
+                         bias = random_tensor({kWidth});
             Tensor y = Tensor::empty(x.shape()), mean = Tensor::empty({kRows}), rstd = Tensor::empty({kRows});
             backend({}).norm->forward(x, weight, bias, 1e-5, y, mean, rstd);
             if (!backward) return [=]() mutable { backend({}).norm->forward(x, weight, bias, 1e-5, y, mean, rstd); };
@@ -84,7 +86,12 @@ Case group_norm(const char* name, bool backward) {
   constexpr int64_t kImages = 4, kPixels = 256, kChannels = 64, kGroups = 8;
   return {name, "element", kImages * kPixels * kChannels, [=]() -> Call {
             const Shape shape{kImages, kPixels, kChannels};
-            const GroupNormCall call{.groups = kGroups, .silu = true, .weight = random_tensor({kChannels}), .bias = random_tensor({kChannels}), .scale = {}, .shift = {}};
+            const GroupNormCall call{.groups = kGroups,
+                                     .silu = true,
+                                     .weight = random_tensor({kChannels}),
+                                     .bias = random_tensor({kChannels}),
+                                     .scale = {},
+                                     .shift = {}};
             const Tensor x = random_tensor(shape), grad = random_tensor(shape);
             Tensor y = Tensor::empty(shape), mean = Tensor::empty({kImages, kGroups}), rstd = Tensor::empty({kImages, kGroups});
             backend({}).group_norm->forward(call, x, y, mean, rstd);
@@ -100,8 +107,10 @@ Case bias_gelu(const char* name, bool backward) {
   return {name, "element", kRows * kWidth, [=]() -> Call {
             const Tensor x = random_tensor({kRows, kWidth}), bias = random_tensor({kWidth}), grad = random_tensor({kRows, kWidth});
             return [=, out = Tensor::empty(x.shape())]() mutable {
-              if (backward) backend({}).elementwise->binary_gradient(BinaryOp::bias_gelu, 0, grad, x, bias, out, false);
-              else backend({}).elementwise->binary(BinaryOp::bias_gelu, x, bias, out);
+              if (backward)
+                backend({}).elementwise->binary_gradient(BinaryOp::bias_gelu, 0, grad, x, bias, out, false);
+              else
+                backend({}).elementwise->binary(BinaryOp::bias_gelu, x, bias, out);
             };
           }};
 }
@@ -109,7 +118,9 @@ Case bias_gelu(const char* name, bool backward) {
 Case bias_gradient() {
   constexpr int64_t kRows = 512, kWidth = 1536;
   return {"bias_gradient", "element", kRows * kWidth, []() -> Call {
-            return [grad = random_tensor({kRows, kWidth}), out = Tensor::zeros({kWidth})]() mutable { backend({}).reduction->sum_to_shape(grad, out, true); };
+            return [grad = random_tensor({kRows, kWidth}), out = Tensor::zeros({kWidth})]() mutable {
+              backend({}).reduction->sum_to_shape(grad, out, true);
+            };
           }};
 }
 
@@ -129,13 +140,20 @@ Case cross_entropy(const char* name, bool backward) {
 // The update of float32 weights, and the one that reads bfloat16 gradients and writes bfloat16 weights beside their master copies.
 Case adamw(const char* name, DType dtype) {
   constexpr int64_t kWeights = 1 << 18;
-  return {name, "element", kWeights, [=]() -> Call {
-            const AdamStep step{.learning_rate = 1e-3f, .beta1 = 0.9f, .beta2 = 0.95f, .epsilon = 1e-8f, .weight_decay = 0.1f, .bias_correction1 = 0.1f, .bias_correction2 = 0.05f};
-            const Tensor grad = random_tensor({kWeights}, dtype), rounded = dtype == DType::f32 ? Tensor() : Tensor::empty({kWeights}, dtype);
-            return [=, weight = random_tensor({kWeights}), first = Tensor::zeros({kWeights}), second = Tensor::zeros({kWeights})]() mutable {
-              backend({}).optimizer->adam(step, weight, grad, first, second, rounded);
-            };
-          }};
+  return {
+      name, "element", kWeights, [=]() -> Call {
+        const AdamStep step{.learning_rate = 1e-3f,
+                            .beta1 = 0.9f,
+                            .beta2 = 0.95f,
+                            .epsilon = 1e-8f,
+                            .weight_decay = 0.1f,
+                            .bias_correction1 = 0.1f,
+                            .bias_correction2 = 0.05f};
+        const Tensor grad = random_tensor({kWeights}, dtype), rounded = dtype == DType::f32 ? Tensor() : Tensor::empty({kWeights}, dtype);
+        return [=, weight = random_tensor({kWeights}), first = Tensor::zeros({kWeights}), second = Tensor::zeros({kWeights})]() mutable {
+          backend({}).optimizer->adam(step, weight, grad, first, second, rounded);
+        };
+      }};
 }
 
 enum class Pass : uint8_t { forward, data_gradient, weight_gradient };
@@ -143,7 +161,8 @@ Case convolution(const char* name, Pass pass) {
   constexpr int64_t kImages = 4, kExtent = 16, kChannels = 64, kKernel = 3;
   return {name, "multiply-add", kImages * kExtent * kExtent * kKernel * kKernel * kChannels * kChannels, [=]() -> Call {
             const ConvWindow window{1, kKernel / 2};
-            Tensor x = random_tensor({kImages, kExtent, kExtent, kChannels}), y = random_tensor(x.shape()), weight = random_tensor({kChannels, kKernel, kKernel, kChannels});
+            Tensor x = random_tensor({kImages, kExtent, kExtent, kChannels}), y = random_tensor(x.shape()),
+                   weight = random_tensor({kChannels, kKernel, kKernel, kChannels});
             return [=]() mutable {
               ConvKernels& conv = *backend({}).conv;
               if (pass == Pass::forward) conv.forward(x, weight, {}, window, ConvActivation::none, y);
@@ -167,7 +186,9 @@ Case ring_sum(const char* name, DType dtype) {
 Case exact_sum() {
   constexpr int64_t kElements = 1 << 18;
   return {"exact_sum", "element", kElements, []() -> Call {
-            return [x = random_tensor({kElements}), sums = Tensor::zeros({kElements}, DType::i64)]() mutable { backend({}).fixed_point->add_fixed(x, -40, sums, true); };
+            return [x = random_tensor({kElements}), sums = Tensor::zeros({kElements}, DType::i64)]() mutable {
+              backend({}).fixed_point->add_fixed(x, -40, sums, true);
+            };
           }};
 }
 
@@ -205,7 +226,8 @@ void list() {
 #endif
   fmt::print("{{\"compiler\": \"{}\", \"level\": \"{}\", \"cases\": [", compiler, RZ_CPU_LEVEL);
   const char* comma = "";
-  for (const Case& c : cases()) fmt::print("{}\n  {{\"name\": \"{}\", \"unit\": \"{}\", \"units\": {}}}", std::exchange(comma, ","), c.name, c.unit, c.units);
+  for (const Case& c : cases())
+    fmt::print("{}\n  {{\"name\": \"{}\", \"unit\": \"{}\", \"units\": {}}}", std::exchange(comma, ","), c.name, c.unit, c.units);
   fmt::print("]}}\n");
 }
 

@@ -100,7 +100,8 @@ def main():
     if worse or gone:
         for name in worse:
             where = f"{' '.join(CALLGRIND)} --callgrind-out-file=OUT {program} {name} && callgrind_annotate OUT"
-            print(f"FAILED: {name}: " + ("no figure" if name not in known else f"{counts[name]:,} instructions, before {known[name]:,}; where they are: {where}"))
+            why = "no figure" if name not in known else f"{counts[name]:,} instructions, before {known[name]:,}; where they are: {where}"
+            print(f"FAILED: {name}: {why}")
         for name in gone:
             print(f"FAILED: {name}: in bench/instructions.json, but no case of the program")
         end(1, "If that is meant, and measured to be no slower: bench/instructions.py --update")

@@ -22,7 +22,8 @@ WARM_UP = 2
 SERIES = {
     "layers": ("transformer.layers", [2, 4, 8, 16, 32], {"transformer.width": 128, "transformer.heads": 2, "transformer.context": 64, "training.batch": 8}),
     "batch": ("training.batch", [2, 4, 8, 16, 32], {"transformer.layers": 4, "transformer.width": 128, "transformer.heads": 2, "transformer.context": 64}),
-    "context": ("transformer.context", [256, 512, 1024, 2048, 4096], {"transformer.layers": 2, "transformer.width": 64, "transformer.heads": 1, "training.batch": 1}),
+    "context": ("transformer.context", [256, 512, 1024, 2048, 4096],
+                {"transformer.layers": 2, "transformer.width": 64, "transformer.heads": 1, "training.batch": 1}),
 }
 SMALL = {"transformer.layers": 2, "transformer.width": 64, "transformer.heads": 2, "transformer.context": 64, "training.batch": 4}
 
@@ -78,7 +79,9 @@ def linear(name, rows):
     print(f"\n| {name} | step ms | fixed + each x | off | GFLOP/s | requests |\n|--:|--:|--:|--:|--:|--:|")
     for row in rows:
         fitted = fixed + each * row["value"]
-        print(f"| {row['value']} | {row['step_ms']:.2f} | {fitted:.2f} | {100 * (row['step_ms'] / fitted - 1):+.1f} % | {1e3 * row['gflop'] / row['step_ms']:.1f} | {row['requests']:g} |")
+        off = 100 * (row["step_ms"] / fitted - 1)
+        speed = 1e3 * row["gflop"] / row["step_ms"]
+        print(f"| {row['value']} | {row['step_ms']:.2f} | {fitted:.2f} | {off:+.1f} % | {speed:.1f} | {row['requests']:g} |")
     print(f"\nstep = {fixed:.2f} ms + {each:.3f} ms x {name}")
     found = {"rows": rows, "fixed_ms": fixed, "each_ms": each, "slope": slope(x, y)}
     print(f"log-log slope {found['slope']:.3f} of the step", end="")
@@ -105,7 +108,8 @@ def context(rows):
     # Short sequences pay for whole tiles on the diagonal and for what every op costs.
     longest = rows[-3:]
     found["attention_over_arithmetic_longest"] = slope([row["attention_gflop"] for row in longest], [row["attention_ms"] for row in longest])
-    print(f"\nattention: log-log slope {found['attention_slope']:.3f} in T, of its arithmetic {found['attention_theory']:.3f}; of time over arithmetic {found['attention_over_arithmetic']:.3f}, "
+    print(f"\nattention: log-log slope {found['attention_slope']:.3f} in T, of its arithmetic {found['attention_theory']:.3f}; "
+          f"of time over arithmetic {found['attention_over_arithmetic']:.3f}, "
           f"{found['attention_over_arithmetic_longest']:.3f} from T {longest[0]['value']}")
     print(f"step: log-log slope {found['slope']:.3f} in T, of its arithmetic {found['theory']:.3f}; of time over arithmetic {found['over_arithmetic']:.3f}")
     return found
