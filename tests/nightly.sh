@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The tests that take long (label `nightly`): one set of bits over some two hundred runs, soaks; and those in a browser, which it installs.
-# In the release build only.
+# In the release build only. And, where valgrind is installed, the instructions of the hot kernels beside those counted before.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source tests/common.sh
@@ -14,4 +14,5 @@ if phase "build release" build release; then
 else
   not_run "test release, nightly and browser" "the build failed" counts
 fi
+phase "instruction counts" bench/instructions.py || true
 finish

@@ -15,7 +15,8 @@ struct BenchOptions {
 };
 
 // Runs warmup + steps training steps of the job (none is saved) and prints, on rank 0:
-// * step_ms: median, 10th and 90th percentile, smallest; a step ends on all ranks together, by its own collectives;
+// * step_ms: median, 10th and 90th percentile, smallest, and (in JSON) each in its order; a step ends on all ranks together, by its own collectives;
+// * processor_ms (in JSON): the same of the processor time of rank 0's main thread, which other processes on its core do not lengthen;
 // * flops_per_step of all ranks: products of matrices, convolutions, attention without masked pairs; recomputation is not counted;
 // * model_flop_utilization: flops_per_step over the median step, as a part of matmul_peak: products of 1024 x 1024, measured
 //   before, between and after the steps with the same threads, best; and of multiply_add_peak (kernels/cpu/peak.h);

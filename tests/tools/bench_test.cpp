@@ -1,5 +1,6 @@
 #include "tools/bench.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -49,6 +50,18 @@ TEST_F(BenchTest, CountsTheArithmeticOfAStepAndAccountsForItsTime) {
   EXPECT_GE(sum_ms, one["step_ms"]["min"].get<double>());
   EXPECT_TRUE(ops.contains("linear/forward") && ops.contains("linear/backward") && ops.contains("optimizer/other")) << one["ops"].dump(1);
   EXPECT_LE(one["step_ms"]["min"], one["step_ms"]["median"]);
+  const auto each = one["step_ms"]["each"].get<std::vector<double>>();
+  ASSERT_EQ(each.size(), 4u);
+  EXPECT_EQ(*std::ranges::min_element(each), one["step_ms"]["min"].get<double>());
+  EXPECT_EQ(*std::ranges::max_element(each), one["step_ms"]["p90"].get<double>());
+  EXPECT_GE(std::ranges::count(each, one["step_ms"]["median"].get<double>()), 1);
+  const auto processor = one["processor_ms"]["each"].get<std::vector<double>>();
+  ASSERT_EQ(processor.size(), 4u);
+  // A thread's clock does not run ahead of the steady one, but for the microseconds between reading the two.
+  for (size_t i = 0; i < 4; ++i) {
+    EXPECT_GT(processor[i], 0);
+    EXPECT_LT(processor[i], each[i] + 1);
+  }
   EXPECT_GT(one["matmul_peak_gflops"], 0);
   EXPECT_NEAR(one["model_flop_utilization"].get<double>(), one["gflops"].get<double>() / one["matmul_peak_gflops"].get<double>(), 1e-9);
 }
