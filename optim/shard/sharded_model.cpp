@@ -10,6 +10,7 @@
 #include <map>
 #include <set>
 #include <thread>
+#include <utility>
 
 #include "runtime/autograd/engine.h"
 #include "runtime/autograd/grad_mode.h"
@@ -63,19 +64,31 @@ ShardedModel::ShardedModel(nn::Module& model, comm::Communicator& comm, const Sh
 }
 
 ShardedModel::~ShardedModel() {
-  for (const nn::Unit& unit : model_.units()) unit.module->set_unit_observer(nullptr);
+  model_.visit([](nn::Module& m) { m.set_unit_observer(nullptr); });
 }
 
 void ShardedModel::map_units() {
+  const auto bucket_of = [this](const nn::Parameter& p) { return places_[static_cast<size_t>(autograd::find_meta(p.value)->leaf_index)].unit; };
+  model_.visit([&](nn::Module& layer) {
+    if (!layer.announces_uses()) return;
+    std::set<size_t> buckets;
+    for (const nn::Parameter* p : layer.own_parameters()) buckets.insert(bucket_of(*p));
+    layer_buckets_[&layer].assign(buckets.begin(), buckets.end());
+    layer.set_unit_observer(this);
+  });
   gather_follows_.assign(units_.size(), 0);
   std::map<size_t, UnitSpan*> last_user;
   int64_t largest_bytes = 0;
   for (const auto& unit : units_) largest_bytes = std::max(largest_bytes, gathered_bytes(*unit));
   for (const nn::Unit& unit : model_.units()) {
     unit.module->set_unit_observer(this);
-    std::set<size_t> buckets;
-    for (const nn::Parameter* p : unit.module->parameters())
-      buckets.insert(places_[static_cast<size_t>(autograd::find_meta(p->value)->leaf_index)].unit);
+    std::set<size_t> buckets, needed_first;
+    unit.module->visit([&](nn::Module& m) {
+      for (const nn::Parameter* p : m.own_parameters()) {
+        buckets.insert(bucket_of(*p));
+        if (options_.policy.parameters || !m.announces_uses()) needed_first.insert(bucket_of(*p));
+      }
+    });
     UnitSpan& span = spans_[unit.module];
     span.name = unit.name;
     span.index = static_cast<int64_t>(order_.size());
@@ -84,6 +97,7 @@ void ShardedModel::map_units() {
     for (const size_t b : buckets) unit_bytes += gathered_bytes(*units_[b]);
     largest_bytes = std::max(largest_bytes, unit_bytes);
     span.buckets.assign(buckets.begin(), buckets.end());
+    span.needed_first.assign(needed_first.begin(), needed_first.end());
     if (!buckets.empty()) gather_follows_[*buckets.begin()] = 1;
     for (size_t b : buckets) last_user[b] = &span;
   }
@@ -124,7 +138,7 @@ void ShardedModel::begin_micro_batch(int64_t index) {
 
 void ShardedModel::gather_for(const UnitSpan& span, int direction) {
   if (span.buckets.empty()) return;
-  for (size_t b : span.buckets) units_[b]->gather();
+  for (size_t b : direction > 0 ? span.needed_first : span.buckets) units_[b]->gather();
   prefetch(span.index, direction);
 }
 
@@ -172,9 +186,11 @@ Tensor ShardedModel::run(nn::Module& unit, std::vector<Tensor> inputs, const nn:
     // Units run in backward too, where their forward is computed again: that is backward's time.
     const bool again = RankContext::current()->memory().phase() == Phase::backward;
     const trace::Scope scope(again ? Activity::backward : Activity::forward, span.name);
+    const UnitSpan* const outer = std::exchange(in_forward_, again ? nullptr : &span);
     slowdown_.begin();
     output = forward(inputs);
     slowdown_.end();
+    in_forward_ = outer;
   }
   if (options_.policy.parameters) {
     for (size_t b : span.last_used_here) units_[b]->release();
@@ -191,6 +207,16 @@ Tensor ShardedModel::run(nn::Module& unit, std::vector<Tensor> inputs, const nn:
     slowdown_.begin();
     in.add(0, grad);
   });
+}
+
+void ShardedModel::uses(const nn::Module& layer) {
+  if (in_forward_ == nullptr) return;
+  slowdown_.end();
+  if (!options_.policy.parameters)
+    for (const size_t b : layer_buckets_.at(&layer)) units_[b]->gather();
+  slowdown_.begin();
+  // In every stage: what was computed between two of these is the same work everywhere.
+  if (trace::Recorder* recorder = trace::current()) recorder->set({trace::Activity::forward, recorder->intern(in_forward_->name)});
 }
 
 autograd::GradientTarget ShardedModel::target(autograd::AutogradMeta& leaf) {

@@ -8,7 +8,7 @@
 //   reductions (D5). What is needed next goes first: a unit's reduction is issued after the gather of the weights that backward
 //   needs next. The order is that of the calls, never of readiness on some rank.
 // * Communication runs beside compute: reductions beside the rest of backward, gathers `prefetch` units ahead of use,
-//   publications beside the next forward, which waits for each unit's weights where it comes to them.
+//   publications beside the next forward, which waits for each layer's weights where it comes to them.
 // * For a given bucket layout the results are the same bits under every policy (D4).
 // * When memory for transient buffers is taken and given back depends on the order of calls only, never on timing.
 // One thread per rank.
@@ -125,6 +125,7 @@ class ShardedModel final : public nn::UnitObserver, public autograd::GradientSin
 
   // nn::UnitObserver
   Tensor run(nn::Module& unit, std::vector<Tensor> inputs, const nn::UnitForward& forward) override;
+  void uses(const nn::Module& layer) override;
   // autograd::GradientSink
   autograd::GradientTarget target(autograd::AutogradMeta& leaf) override;
   void ready(autograd::AutogradMeta& leaf) override;
@@ -134,12 +135,14 @@ class ShardedModel final : public nn::UnitObserver, public autograd::GradientSin
     size_t unit = 0;   // of units_
     size_t entry = 0;  // of its layout
   };
-  // The buckets of units_ that hold a model unit's parameters, and those that no later unit uses.
+  // The buckets of units_ that hold a model unit's parameters, those that no later unit uses, and those that must be there when its forward
+  // begins: sharded ones, and those with parameters of modules that do not announce their uses.
   struct UnitSpan {
     std::string name;
     int64_t index = 0;  // in the model's order
     std::vector<size_t> buckets;
     std::vector<size_t> last_used_here;
+    std::vector<size_t> needed_first;
   };
 
   // Stretches compute: what lies between begin() and end() takes `factor` times as long.
@@ -172,6 +175,8 @@ class ShardedModel final : public nn::UnitObserver, public autograd::GradientSin
   std::vector<std::unique_ptr<ShardedUnit>> units_;
   std::vector<Place> places_;                            // by leaf index
   std::unordered_map<const nn::Module*, UnitSpan> spans_;
+  std::unordered_map<const nn::Module*, std::vector<size_t>> layer_buckets_;  // of modules that announce their uses
+  const UnitSpan* in_forward_ = nullptr;                                      // the unit whose forward runs; not where it is computed again
   std::vector<const UnitSpan*> order_;                   // of forward
   int64_t reduction_window_bytes_ = 0;                   // of transient gradients that wait for their reduction
   int64_t reducing_bytes_ = 0;

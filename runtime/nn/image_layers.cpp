@@ -13,6 +13,7 @@ Conv2d::Conv2d(int64_t in, int64_t out, int64_t kernel, ConvWindow window, bool 
 }
 
 Tensor Conv2d::forward(const Tensor& x, ConvActivation activation) const {
+  use();
   return ops::conv2d(x, weight_.value, bias_ != nullptr ? bias_->value : Tensor(), window_, activation);
 }
 
@@ -22,6 +23,7 @@ DepthwiseConv2d::DepthwiseConv2d(int64_t channels, int64_t kernel, ConvWindow wi
 }
 
 Tensor DepthwiseConv2d::forward(const Tensor& x) const {
+  use();
   return ops::depthwise_conv2d(x, weight_.value, bias_ != nullptr ? bias_->value : Tensor(), window_);
 }
 
@@ -31,6 +33,7 @@ GroupNorm::GroupNorm(int64_t channels, const ops::GroupNormOptions& options)
       bias_(register_parameter("bias", {channels}, Init::zeros(), false)) {}
 
 Tensor GroupNorm::forward(const Tensor& x, const Tensor& scale, const Tensor& shift) const {
+  use();
   return ops::group_norm(x, weight_.value, bias_.value, options_, scale, shift);
 }
 

@@ -18,6 +18,7 @@ class Conv2d final : public Module {
  public:
   Conv2d(int64_t in, int64_t out, int64_t kernel, ConvWindow window, bool bias, Init weight_init);
   Tensor forward(const Tensor& x, ConvActivation activation = ConvActivation::none) const;
+  bool announces_uses() const override { return true; }
 
  private:
   ConvWindow window_;
@@ -30,6 +31,7 @@ class DepthwiseConv2d final : public Module {
  public:
   DepthwiseConv2d(int64_t channels, int64_t kernel, ConvWindow window, bool bias, Init weight_init);
   Tensor forward(const Tensor& x) const;
+  bool announces_uses() const override { return true; }
 
  private:
   ConvWindow window_;
@@ -42,6 +44,7 @@ class GroupNorm final : public Module {
  public:
   GroupNorm(int64_t channels, const ops::GroupNormOptions& options);
   Tensor forward(const Tensor& x, const Tensor& scale = {}, const Tensor& shift = {}) const;
+  bool announces_uses() const override { return true; }
 
  private:
   ops::GroupNormOptions options_;

@@ -12,6 +12,7 @@ class Linear final : public Module {
  public:
   Linear(int64_t in, int64_t out, bool bias, Init weight_init);
   Tensor forward(const Tensor& x) const;  // [.., in] -> [.., out]
+  bool announces_uses() const override { return true; }
   const Tensor& weight() const { return weight_.value; }
 
  private:
@@ -24,6 +25,7 @@ class Embedding final : public Module {
  public:
   Embedding(int64_t symbols, int64_t width, Init init);
   Tensor forward(const Tensor& ids) const;  // [..] of i32 or i64 -> [.., width]
+  bool announces_uses() const override { return true; }
   const Tensor& weight() const { return weight_.value; }
 
  private:
@@ -37,6 +39,7 @@ class Norm final : public Module {
  public:
   Norm(NormKind kind, int64_t width, bool bias, double epsilon);
   Tensor forward(const Tensor& x) const;
+  bool announces_uses() const override { return true; }
 
  private:
   NormKind kind_;

@@ -28,14 +28,16 @@ void initial_values(const Parameter& parameter, uint64_t seed, int64_t begin, in
   for (int64_t i = begin; i < end; ++i) out[i - begin] = std * random.normal(static_cast<uint64_t>(i));
 }
 
-void Module::collect(std::vector<Parameter*>& out) {
-  for (const auto& p : parameters_) out.push_back(p.get());
-  for (const auto& child : children_) child.module->collect(out);
+void Module::visit(const std::function<void(Module&)>& f) {
+  f(*this);
+  for (const auto& child : children_) child.module->visit(f);
 }
 
 std::vector<Parameter*> Module::parameters() {
   std::vector<Parameter*> out;
-  collect(out);
+  visit([&out](Module& m) {
+    for (const auto& p : m.parameters_) out.push_back(p.get());
+  });
   return out;
 }
 
@@ -48,6 +50,12 @@ Parameter& Module::parameter(const std::string& name) {
   throw Error(fmt::format("there is no parameter '{}'; there are {}", name, fmt::join(names, ", ")));
 }
 
+std::vector<Parameter*> Module::own_parameters() {
+  std::vector<Parameter*> out;
+  for (const auto& p : parameters_) out.push_back(p.get());
+  return out;
+}
+
 int64_t Module::parameter_count() {
   int64_t count = 0;
   for (const Parameter* p : parameters()) count += p->numel();
@@ -55,8 +63,7 @@ int64_t Module::parameter_count() {
 }
 
 void Module::train(bool training) {
-  training_ = training;
-  for (const auto& child : children_) child.module->train(training);
+  visit([training](Module& m) { m.training_ = training; });
 }
 
 void Module::set_dtype(DType dtype) {

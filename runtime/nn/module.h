@@ -26,6 +26,8 @@ class UnitObserver {
  public:
   virtual ~UnitObserver() = default;
   virtual Tensor run(Module& unit, std::vector<Tensor> inputs, const UnitForward& forward) = 0;
+  // `layer`, which announces its uses, is about to read its own parameters.
+  virtual void uses(const Module& layer) = 0;
 };
 
 // A part of a model that is sharded, reduced and recomputed as one.
@@ -47,8 +49,15 @@ class Module {
   Parameter& parameter(const std::string& name);
   int64_t parameter_count();
 
+  // This module and all below it, parents first.
+  void visit(const std::function<void(Module&)>& f);
+  // Registered here, not below.
+  std::vector<Parameter*> own_parameters();
+
   // In forward order. Parameters in none of them form the outermost unit.
   virtual std::vector<Unit> units() { return {}; }
+  // Every forward calls use() before it reads a parameter of its own: weights need be there then, not when its unit begins.
+  virtual bool announces_uses() const { return false; }
   void set_unit_observer(UnitObserver* observer) { observer_ = observer; }
   UnitObserver* unit_observer() const { return observer_; }
 
@@ -69,10 +78,11 @@ class Module {
   Parameter& register_parameter(std::string name, Shape shape, Init init, bool decay);
   // `child` must be complete: its parameters' names get "`name`." in front.
   void register_module(std::string name, Module& child);
+  void use() const {
+    if (observer_ != nullptr) observer_->uses(*this);
+  }
 
  private:
-  void collect(std::vector<Parameter*>& out);
-
   std::vector<std::unique_ptr<Parameter>> parameters_;
   struct Child {
     std::string name;

@@ -8,6 +8,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <set>
 
 #include "comm/dry.h"
 #include "comm/progress.h"
@@ -404,6 +405,25 @@ TEST_F(Recorded, DryRunsComeWithTheEventsOfRealRuns) {
     EXPECT_EQ(dry.intervals == marks.intervals, !own_marks);
   }
   EXPECT_EQ(dry_script(job(), 16384).intervals, marks.intervals);
+}
+
+// A publication is waited for by the layer that reads it, not by its whole unit: with a bucket for each tensor there is compute between the waits.
+TEST_F(Recorded, ForwardWaitsForEachLayersWeights) {
+  const StepScript script = dry_script(job({"sharding.stage=1", "sharding.bucket_mb=0.0001"}), 4);
+  std::vector<size_t> waits;  // places among the items
+  std::set<std::string> layers;
+  for (size_t i = 0; i < script.items.size(); ++i) {
+    const ScriptItem& item = script.items[i];
+    if (item.kind != ScriptItem::Kind::wait || item.value >= 0 || item.activity != trace::Activity::forward) continue;
+    const std::string& name = script.operations[static_cast<size_t>(item.value + std::ssize(script.operations))].name;
+    if (!name.starts_with("blocks.0")) continue;
+    waits.push_back(i);
+    layers.insert(name);
+  }
+  ASSERT_GT(layers.size(), 3u);
+  int computes = 0;
+  for (size_t i = waits.front(); i < waits.back(); ++i) computes += script.items[i].kind == ScriptItem::Kind::compute;
+  EXPECT_GE(computes, 3);  // norm, attention, norm, and the layers of the MLP come one after the other
 }
 
 // The events of a dry run, given times: every interval between marks takes 100 us, but none that ends where backward leaves a unit; an

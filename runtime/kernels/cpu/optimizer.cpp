@@ -29,7 +29,7 @@ void load_run_of(const Tensor& t, int64_t begin, float* to, int64_t count) {
 }
 
 // Calls update(gradient, begin, count) over runs of the range, with the gradient as float32, and rounds the weights of each run
-// while they are in the cache. All float32: one run per thread, without copies.
+// while they are in the cache. All float32: one run per thread, without copies. `update` holds its constants by value.
 template <class Update>
 void for_runs(Tensor& weight, const Tensor& grad, const Tensor& rounded, const Update& update) {
   constexpr int64_t kRun = 1024;
@@ -37,11 +37,12 @@ void for_runs(Tensor& weight, const Tensor& grad, const Tensor& rounded, const U
   const bool convert_grad = grad.dtype() != DType::f32;
   parallel_for(weight.numel(), kGrain, [&](int64_t begin, int64_t end) {
     alignas(64) float wide[kRun];
+    const Update own = update;  // which no store of a float can reach: its constants stay in registers, and its loop becomes vectors
     const int64_t step = convert_grad || rounded.defined() ? kRun : end - begin;
     for (int64_t at = begin; at < end; at += step) {
       const int64_t count = std::min(step, end - at);
       if (convert_grad) load_run_of(grad, at, wide, count);
-      update(convert_grad ? wide : grad.data<float>() + at, at, count);
+      own(convert_grad ? wide : grad.data<float>() + at, at, count);
       if (!rounded.defined()) continue;
       dispatch_floating(rounded.dtype(), "optimizer", [&](auto tag) {
         using T = typename decltype(tag)::type;
@@ -65,7 +66,7 @@ class CpuOptimizerKernels final : public OptimizerKernels {
     float* const weights = weight.data<float>();
     float* const firsts = first.data<float>();
     float* const seconds = second.data<float>();
-    for_runs(weight, grad, rounded, [&](const float* __restrict g, int64_t begin, int64_t count) {
+    for_runs(weight, grad, rounded, [=](const float* __restrict g, int64_t begin, int64_t count) {
       float* __restrict w = weights + begin;
       float* __restrict m = firsts + begin;
       float* __restrict v = seconds + begin;
@@ -85,7 +86,7 @@ class CpuOptimizerKernels final : public OptimizerKernels {
     if (rounded.defined()) check_flat("sgd", weight, rounded);
     float* const weights = weight.data<float>();
     if (s.momentum == 0) {
-      for_runs(weight, grad, rounded, [&](const float* __restrict g, int64_t begin, int64_t count) {
+      for_runs(weight, grad, rounded, [=](const float* __restrict g, int64_t begin, int64_t count) {
         float* __restrict w = weights + begin;
         for (int64_t i = 0; i < count; ++i) w[i] -= s.learning_rate * (g[i] * s.gradient_scale + s.weight_decay * w[i]);
       });
@@ -94,7 +95,7 @@ class CpuOptimizerKernels final : public OptimizerKernels {
     check_flat("sgd", weight, momentum);
     float* const momenta = momentum.data<float>();
     const float ahead = s.nesterov ? s.momentum : 0.0f;
-    for_runs(weight, grad, rounded, [&](const float* __restrict g, int64_t begin, int64_t count) {
+    for_runs(weight, grad, rounded, [=](const float* __restrict g, int64_t begin, int64_t count) {
       float* __restrict w = weights + begin;
       float* __restrict m = momenta + begin;
       for (int64_t i = 0; i < count; ++i) {
@@ -108,10 +109,13 @@ class CpuOptimizerKernels final : public OptimizerKernels {
 
   void ema(float decay, Tensor& average, const Tensor& weight) override {
     check_flat("ema", weight, average);
-    float* __restrict a = average.data<float>();
-    const float* __restrict w = weight.data<float>();
+    float* const averages = average.data<float>();
+    const float* const weights = weight.data<float>();
     parallel_for(weight.numel(), kGrain, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) a[i] = decay * a[i] + (1.0f - decay) * w[i];
+      float* __restrict a = averages;
+      const float* __restrict w = weights;
+      const float keep = decay;
+      for (int64_t i = begin; i < end; ++i) a[i] = keep * a[i] + (1.0f - keep) * w[i];
     });
   }
 
