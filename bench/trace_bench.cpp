@@ -73,7 +73,9 @@ void disturbance(benchmark::State& state) {
     text {{}}
     training {{ steps: 1000000 batch: 8 threads: 1 trace_steps: 0 }}
     sharding {{ stage: {} }}
-    schedule {{ kind: CONSTANT }})", state.range(0)), "bench");
+    schedule {{ kind: CONSTANT }})",
+                                                         state.range(0)),
+                                             "bench");
   std::vector<double> ms[2];
   size_t events = 0;
   for (auto _ : state) {

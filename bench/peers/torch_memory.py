@@ -13,7 +13,7 @@ import resource
 import subprocess
 import sys
 
-# examples/gpt_kjv.textproto
+# examples/gpt_kjv.textproto, with 16 sequences a step
 LAYERS, WIDTH, HEADS, CONTEXT, VOCABULARY, BATCH = 4, 160, 5, 128, 63, 16
 
 

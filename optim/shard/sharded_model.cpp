@@ -23,7 +23,9 @@ namespace rz::optim {
 
 namespace {
 // Of the full weights, or the full gradients, of a bucket.
-int64_t gathered_bytes(const ShardedUnit& unit) { return unit.layout().padded_elements() * static_cast<int64_t>(size_bytes(unit.weight_view().dtype())); }
+int64_t gathered_bytes(const ShardedUnit& unit) {
+  return unit.layout().padded_elements() * static_cast<int64_t>(size_bytes(unit.weight_view().dtype()));
+}
 }  // namespace
 
 ShardedModel::ShardedModel(nn::Module& model, comm::Communicator& comm, const ShardingOptions& options)
@@ -59,7 +61,8 @@ ShardedModel::ShardedModel(nn::Module& model, comm::Communicator& comm, const Sh
   if (!options_.experiment.late_bucket.empty() && std::ranges::none_of(units_, is_late)) {
     std::vector<std::string> names;
     for (const auto& unit : units_) names.push_back(unit->name());
-    throw ConfigError(fmt::format("there is no bucket '{}' to be late; valid: {}", options_.experiment.late_bucket, fmt::join(names, ", ")));
+    throw ConfigError(
+        fmt::format("there is no bucket '{}' to be late; valid: {}", options_.experiment.late_bucket, fmt::join(names, ", ")));
   }
 }
 
@@ -68,7 +71,9 @@ ShardedModel::~ShardedModel() {
 }
 
 void ShardedModel::map_units() {
-  const auto bucket_of = [this](const nn::Parameter& p) { return places_[static_cast<size_t>(autograd::find_meta(p.value)->leaf_index)].unit; };
+  const auto bucket_of = [this](const nn::Parameter& p) {
+    return places_[static_cast<size_t>(autograd::find_meta(p.value)->leaf_index)].unit;
+  };
   model_.visit([&](nn::Module& layer) {
     if (!layer.announces_uses()) return;
     std::set<size_t> buckets;
@@ -245,7 +250,9 @@ void ShardedModel::launch_ready_reductions(bool all) {
     ++reduce_cursor_;
     reducing_bytes_ += gathered_bytes(unit);
     // Transient buffers: the oldest are waited for here, at a place that does not depend on timing.
-    const int64_t window = !options_.overlap ? 0 : unit.reduction_is_transient() ? reduction_window_bytes_ : std::numeric_limits<int64_t>::max();
+    const int64_t window = !options_.overlap               ? 0
+                           : unit.reduction_is_transient() ? reduction_window_bytes_
+                                                           : std::numeric_limits<int64_t>::max();
     while (reducing_bytes_ > window) finish_oldest_reduction();
   }
 }

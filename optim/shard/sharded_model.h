@@ -35,16 +35,16 @@ struct Experiment {
 struct ShardingOptions {
   ShardingPolicy policy;
   Precision precision;
-  int64_t bucket_bytes = 0;             // 0: a bucket per unit of the model
+  int64_t bucket_bytes = 0;  // 0: a bucket per unit of the model
   Accumulation accumulation;
   comm::Order order = comm::Order::ring;
-  int64_t exact_micro_batches = 0;      // above 0: order-independent sums of so many micro-batches, over all ranks, in a step
-  int64_t group_size = 0;               // shards lie within groups of so many neighbours, groups hold replicas; 0: one group
-  bool overlap = true;                  // false: every collective is waited for where it is issued; the same bits
-  int prefetch = 1;                     // units of the model whose weights are gathered ahead of use, when parameters are sharded
-  int64_t prefetch_bytes = 0;           // gathered weights held at once, the outermost unit's apart, that no prefetch may exceed; 0: any
-  int units_in_reduction = 2;           // so many times the largest unit's (or bucket's) gradients may wait for their reduction
-  uint64_t seed = 0;                    // of the initial weights
+  int64_t exact_micro_batches = 0;  // above 0: order-independent sums of so many micro-batches, over all ranks, in a step
+  int64_t group_size = 0;           // shards lie within groups of so many neighbours, groups hold replicas; 0: one group
+  bool overlap = true;              // false: every collective is waited for where it is issued; the same bits
+  int prefetch = 1;                 // units of the model whose weights are gathered ahead of use, when parameters are sharded
+  int64_t prefetch_bytes = 0;       // gathered weights held at once, the outermost unit's apart, that no prefetch may exceed; 0: any
+  int units_in_reduction = 2;       // so many times the largest unit's (or bucket's) gradients may wait for their reduction
+  uint64_t seed = 0;                // of the initial weights
   Experiment experiment = {};
 };
 
@@ -173,21 +173,21 @@ class ShardedModel final : public nn::UnitObserver, public autograd::GradientSin
   ShardingOptions options_;
   std::unique_ptr<GradientGrids> exact_;
   std::vector<std::unique_ptr<ShardedUnit>> units_;
-  std::vector<Place> places_;                            // by leaf index
+  std::vector<Place> places_;  // by leaf index
   std::unordered_map<const nn::Module*, UnitSpan> spans_;
   std::unordered_map<const nn::Module*, std::vector<size_t>> layer_buckets_;  // of modules that announce their uses
   const UnitSpan* in_forward_ = nullptr;                                      // the unit whose forward runs; not where it is computed again
-  std::vector<const UnitSpan*> order_;                   // of forward
-  int64_t reduction_window_bytes_ = 0;                   // of transient gradients that wait for their reduction
+  std::vector<const UnitSpan*> order_;                                        // of forward
+  int64_t reduction_window_bytes_ = 0;                                        // of transient gradients that wait for their reduction
   int64_t reducing_bytes_ = 0;
-  std::vector<char> gather_follows_;                     // by bucket: when it is ready, backward gathers the next unit's weights
+  std::vector<char> gather_follows_;  // by bucket: when it is ready, backward gathers the next unit's weights
   std::vector<size_t> reduce_order_;
   size_t reduce_cursor_ = 0;    // reductions launched in this backward
   size_t finished_cursor_ = 0;  // of those, waited for
   int64_t micro_batch_ = 0;
   uint64_t scalar_bytes_sent_ = 0;
   std::optional<comm::WireStats> exchanged_;
-  bool counts_ = true;          // the micro-batch in backward
+  bool counts_ = true;  // the micro-batch in backward
   Slowdown slowdown_;
 };
 

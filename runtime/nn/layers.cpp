@@ -6,8 +6,7 @@
 
 namespace rz::nn {
 
-Linear::Linear(int64_t in, int64_t out, bool bias, Init weight_init)
-    : weight_(register_parameter("weight", {out, in}, weight_init, true)) {
+Linear::Linear(int64_t in, int64_t out, bool bias, Init weight_init) : weight_(register_parameter("weight", {out, in}, weight_init, true)) {
   if (bias) bias_ = &register_parameter("bias", {out}, Init::zeros(), false);
 }
 

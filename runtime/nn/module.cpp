@@ -19,9 +19,14 @@ void initial_values(const Parameter& parameter, uint64_t seed, int64_t begin, in
            parameter.shape().str());
   if (dry_run()) return;
   switch (parameter.init.kind) {
-    case Init::Kind::zeros: std::fill(out, out + (end - begin), 0.0f); return;
-    case Init::Kind::ones: std::fill(out, out + (end - begin), 1.0f); return;
-    case Init::Kind::normal: break;
+    case Init::Kind::zeros:
+      std::fill(out, out + (end - begin), 0.0f);
+      return;
+    case Init::Kind::ones:
+      std::fill(out, out + (end - begin), 1.0f);
+      return;
+    case Init::Kind::normal:
+      break;
   }
   const Random random(seed, "init:" + parameter.name);
   const auto std = static_cast<float>(parameter.init.std);

@@ -407,7 +407,8 @@ TEST_F(Recorded, DryRunsComeWithTheEventsOfRealRuns) {
   EXPECT_EQ(dry_script(job(), 16384).intervals, marks.intervals);
 }
 
-// A publication is waited for by the layer that reads it, not by its whole unit: with a bucket for each tensor there is compute between the waits.
+// A publication is waited for by the layer that reads it, not by its whole unit: with a bucket for each tensor there is compute between the
+// waits.
 TEST_F(Recorded, ForwardWaitsForEachLayersWeights) {
   const StepScript script = dry_script(job({"sharding.stage=1", "sharding.bucket_mb=0.0001"}), 4);
   std::vector<size_t> waits;  // places among the items
@@ -553,7 +554,8 @@ TEST_F(Recorded, ProgressThreadsWorkIsNotTheMainThreadsCompute) {
     for (const trace::Event& e : step.events)
       if (e.kind == trace::Event::Kind::wait) waits.push_back({e.begin_ns, e.end_ns});
     double beside = 0;
-    for (const trace::Operation& o : step.operations) beside += static_cast<double>(o.done_ns - o.started_ns - overlap_ns(waits, {o.started_ns, o.done_ns}));
+    for (const trace::Operation& o : step.operations)
+      beside += static_cast<double>(o.done_ns - o.started_ns - overlap_ns(waits, {o.started_ns, o.done_ns}));
     EXPECT_GT(beside, 100 * kUs);
     // Where an interval is nothing but issuing, half of that would leave less than nothing.
     EXPECT_GE(shared[i], spare[i] - beside / 2 - 1);

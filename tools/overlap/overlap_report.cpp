@@ -194,13 +194,17 @@ std::vector<std::string> advice_on(const RunAccount& account, const ringzero::Jo
         advice.push_back(std::move(sentence));
         break;
       }
-      case Cause::prefetch_late:
-        advice.push_back(find(buckets, cause.second, Purpose::gather) != nullptr
-                             ? fmt::format("{:.1f} ms of gathering {} come too late: sharding.prefetch {} would begin them earlier", ms,
-                                           cause.second, job.sharding().prefetch() + 1)
-                             : fmt::format("{:.1f} ms of publishing {} have nothing to hide behind: it is needed right after its update",
-                                           ms, cause.second));
+      case Cause::prefetch_late: {
+        const bool whole_unit = cause.second.find(" part ") == std::string::npos;
+        advice.push_back(
+            find(buckets, cause.second, Purpose::gather) != nullptr
+                ? fmt::format("{:.1f} ms of gathering {} come too late: sharding.prefetch {} would begin them earlier", ms, cause.second,
+                              job.sharding().prefetch() + 1)
+                : fmt::format("{:.1f} ms of publishing {} have nothing to hide behind: it is needed right after its update{}", ms,
+                              cause.second,
+                              whole_unit ? "; in smaller buckets its layers would not wait for one another (sharding.bucket_mb)" : ""));
         break;
+      }
       case Cause::link_bound:
         advice.push_back(
             fmt::format("the link is the limit: {:.1f} ms of communication beside {:.1f} ms of compute; accumulate more micro-batches, "

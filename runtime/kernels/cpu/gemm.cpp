@@ -12,8 +12,8 @@ namespace rz::cpu {
 
 namespace {
 
-// A panel of A stays in the L1 cache while all panels of a block of B, which stays in the L2 cache, pass by it. C is finished in strips of kStripN
-// columns, so that what one block of k leaves is still near when the next adds to it.
+// A panel of A stays in the L1 cache while all panels of a block of B, which stays in the L2 cache, pass by it. C is finished in strips of
+// kStripN columns, so that what one block of k leaves is still near when the next adds to it.
 constexpr int64_t kBlockK = 384;
 constexpr int64_t kBlockM = 192 * kMicroRows;
 constexpr int64_t kBlockN = 512;
@@ -108,14 +108,15 @@ void gemm(const Gemm<T>& g, std::byte* scratch) {
         pack<kRows>(g.a.data + ic * g.a.row_stride + pc * g.a.column_stride, g.a.row_stride, g.a.column_stride, mc, kc, packed_a);
         for (int64_t jc = 0; jc < ns; jc += wide) {
           const int64_t nc = std::min(wide, ns - jc);
-          pack<kColumns>(g.b.data + (js + jc) * g.b.column_stride + pc * g.b.row_stride, g.b.column_stride, g.b.row_stride, nc, kc, packed_b);
+          pack<kColumns>(g.b.data + (js + jc) * g.b.column_stride + pc * g.b.row_stride, g.b.column_stride, g.b.row_stride, nc, kc,
+                         packed_b);
           for (int64_t ir = 0; ir < mc; ir += kRows) {
             const int rows = static_cast<int>(std::min(kRows, mc - ir));
             for (int64_t jr = 0; jr < nc; jr += kColumns) {
               const int columns = static_cast<int>(std::min(kColumns, nc - jr));
               const Epilogue<C> epilogue{g.alpha, add, with_bias && !add ? bias + jc + jr : nullptr};
-              kernel_for<C>(rows, columns)(kc, packed_a + ir * kc, packed_b + jr * kc, c + (ic + ir) * c_stride + jc + jr, c_stride, columns,
-                                           epilogue);
+              kernel_for<C>(rows, columns)(kc, packed_a + ir * kc, packed_b + jr * kc, c + (ic + ir) * c_stride + jc + jr, c_stride,
+                                           columns, epilogue);
             }
           }
         }

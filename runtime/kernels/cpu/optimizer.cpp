@@ -17,8 +17,8 @@ namespace {
 constexpr int64_t kGrain = 16384;
 
 void check_flat(const char* what, const Tensor& weight, const Tensor& other) {
-  RZ_CHECK(other.numel() == weight.numel() && other.is_contiguous() && weight.is_contiguous(), "{}: {} does not match {}", what, other.str(),
-           weight.str());
+  RZ_CHECK(other.numel() == weight.numel() && other.is_contiguous() && weight.is_contiguous(), "{}: {} does not match {}", what,
+           other.str(), weight.str());
 }
 
 void load_run_of(const Tensor& t, int64_t begin, float* to, int64_t count) {
