@@ -13,7 +13,10 @@ class Linear final : public Module {
   Linear(int64_t in, int64_t out, bool bias, Init weight_init);
   Tensor forward(const Tensor& x) const;  // [.., in] -> [.., out]
   bool announces_uses() const override { return true; }
-  const Tensor& weight() const { return weight_.value; }
+  const Tensor& weight() const {
+    use();
+    return weight_.value;
+  }
 
  private:
   Parameter& weight_;
@@ -26,7 +29,10 @@ class Embedding final : public Module {
   Embedding(int64_t symbols, int64_t width, Init init);
   Tensor forward(const Tensor& ids) const;  // [..] of i32 or i64 -> [.., width]
   bool announces_uses() const override { return true; }
-  const Tensor& weight() const { return weight_.value; }
+  const Tensor& weight() const {
+    use();
+    return weight_.value;
+  }
 
  private:
   Parameter& weight_;
