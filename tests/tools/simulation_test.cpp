@@ -650,8 +650,10 @@ TEST_F(Recorded, AnswersQuestionsAboutARealRun) {
   EXPECT_EQ(same.batch, 8);
   EXPECT_GT(same.run.timing.step_ms, 0);
   const Sweep links = run_sweep(predictor, {}, "link");
+  // The median step of one link may be another recorded step than that of the next.
   for (size_t i = 1; i < links.points.size(); ++i)
-    EXPECT_LE(links.points[i].prediction.run.timing.step_ms, links.points[i - 1].prediction.run.timing.step_ms) << links.points[i].label;
+    EXPECT_LE(links.points[i].prediction.run.timing.step_ms, 1.01 * links.points[i - 1].prediction.run.timing.step_ms)
+        << links.points[i].label;
   const Sweep buckets = run_sweep(predictor, {}, "bucket");
   EXPECT_GT(buckets.points.front().prediction.collectives, buckets.points.back().prediction.collectives);
   EXPECT_EQ(buckets.points.back().prediction.collectives, 3u);  // the outermost unit's, all others', scalars
