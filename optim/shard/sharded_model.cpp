@@ -221,7 +221,7 @@ void ShardedModel::uses(const nn::Module& layer) {
     for (const size_t b : layer_buckets_.at(&layer)) units_[b]->gather();
   slowdown_.begin();
   // In every stage: what was computed between two of these is the same work everywhere.
-  if (trace::Recorder* recorder = trace::current()) recorder->set({trace::Activity::forward, recorder->intern(in_forward_->name)});
+  if (trace::Recorder* recorder = trace::current()) recorder->mark();
 }
 
 autograd::GradientTarget ShardedModel::target(autograd::AutogradMeta& leaf) {

@@ -98,6 +98,12 @@ Recorder::State Recorder::set(State state, int64_t value) {
   return before;
 }
 
+void Recorder::mark() {
+  if (!recording_) return;
+  const int64_t now = steady_now_ns();
+  steps_.back().events.push_back({Event::Kind::activity, state_.activity, state_.name, now, now, 0});
+}
+
 void Recorder::ready(uint32_t name, Event::Kind kind) {
   if (!recording_) return;
   const int64_t now = steady_now_ns();

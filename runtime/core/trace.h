@@ -119,6 +119,8 @@ class Recorder {
     uint32_t name = kNoName;
   };
   State set(State state, int64_t value = 0);
+  // The same activity goes on, and here is a place to tell what came before from what comes after; without a sample of memory.
+  void mark();
   void ready(uint32_t name, Event::Kind kind = Event::Kind::ready);
 
   // For the communicator. Numbers an operation and notes that it is queued; -1 while nothing is recorded.
