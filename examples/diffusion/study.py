@@ -7,7 +7,7 @@ python3 examples/diffusion/study.py samplers  EDM's Heun against DDIM at 35 eval
 python3 examples/diffusion/study.py reflow    straightness, one-step samples and distillation
 python3 examples/diffusion/study.py guidance  classifier-free and classifier guidance
 
-Each trains what is missing (examples/diffusion/*.textproto, about 6 core minutes each) under --runs, evaluates, and writes TABLE.md, TABLE.json and
+Each trains what is missing (examples/diffusion/*.textproto, about 6 core minutes each; ddim's some 30) under --runs, evaluates, and writes TABLE.md, TABLE.json and
 for ddim TABLE.svg there; what was evaluated already is read from TABLE.json's cache. --ranks N: ranks under mpirun (0: one process, all cores).
 """
 
