@@ -1,6 +1,7 @@
 // Simulated collectives and steps against times computed by hand; the events of dry runs against those of real ones; what recorded runs
 // and questions are refused.
 #include "tools/overlap/simulation.h"
+#include "tools/overlap/stragglers.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -206,6 +207,20 @@ TEST(Simulation, WaitsForTheSlowestRank) {
   EXPECT_NEAR(hand.rank(0).exposed_ms, 15 + 6, 1e-9);
   EXPECT_NEAR(hand.rank(0).communication_ms, 10, 1e-9);  // from the last to begin
   EXPECT_NEAR(hand.rank(1).exposed_ms, 6, 1e-9);
+}
+
+TEST(Simulation, ASlowRankCostsWhatTheLinkDoesNotHide) {
+  // As above, rank 1 is 15 us late: all of that shows.
+  ByHand hand(2, 2, {{20, 4, 5}, {35, 4, 5}});
+  hand.run.network = hand.options.network;
+  hand.run.script.operations = hand.script.operations;
+  const Stragglers slow{.ranks = {{1, 0.044}}, .usual_rank = 0, .usual_ms = 0.029, .saved_ms = {}, .not_simulated = {}};
+  EXPECT_NEAR(saved_by_usual_speed(hand.run, slow), 0.015, 1e-9);
+  // Late after the transfer has begun, beside its 10 us: 4 us of these 10 remain to be waited for.
+  hand.run.steps[1][0].intervals_ns = {20 * kUs, 10 * kUs, 5 * kUs};
+  EXPECT_NEAR(saved_by_usual_speed(hand.run, slow), 0, 1e-9);
+  hand.run.steps[1][0].intervals_ns = {20 * kUs, 14 * kUs, 5 * kUs};
+  EXPECT_NEAR(saved_by_usual_speed(hand.run, slow), 0.004, 1e-9);
 }
 
 TEST(Simulation, SoftwareCostsAreAdded) {
