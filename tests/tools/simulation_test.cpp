@@ -480,6 +480,7 @@ class Synthetic {
   }
 
  private:
+  // Main threads have their cores for themselves.
   void give_times(trace::Step& step, const std::vector<std::string>& names, const std::unordered_set<std::string>& buckets) {
     step.begin_ns = now_;
     std::map<int64_t, trace::Operation*> operations;
@@ -511,6 +512,9 @@ class Synthetic {
     }
     now_ += 100 * kUs;
     step.end_ns = now_;
+    step.cpu_ns = step.end_ns - step.begin_ns;
+    for (const trace::Event& e : step.events)
+      if (e.kind == trace::Event::Kind::wait) step.cpu_ns -= e.end_ns - e.begin_ns;
     now_ += 7 * kUs;
   }
 
@@ -591,6 +595,30 @@ TEST_F(Recorded, ProgressThreadsOfFewCoresLeaveNumbers) {
   for (const auto& rank : run.steps)
     for (const RecordedStep& step : rank)
       for (const double ns : step.intervals_ns) EXPECT_TRUE(ns >= 0 && ns < 1e12) << ns;
+}
+
+// What other programs took from two ranks on two cores they do not take from one: they have the idle core then.
+TEST_F(Recorded, OtherProgramsGoToIdleCores) {
+  const auto link = "communication.link=1Gbit,10us";
+  const auto simulated_ms = [&](int cores, int64_t of_cpu, int ranks) {
+    Synthetic synthetic(job({link}), 2);
+    for (RankTrace& t : synthetic.trace.ranks) {
+      t.cores = cores;
+      for (trace::Step& step : t.steps) {
+        step.cpu_ns = step.cpu_ns * of_cpu / 4;
+        for (trace::Operation& o : step.operations) o.cpu_ns = 0;
+      }
+    }
+    const RecordedRun run = recorded_run(synthetic.trace);
+    return simulate(run, dry_script(job({link}), ranks), {.network = equal_links(1e15, 0), .same_machine = true}).timing.step_ms;
+  };
+  const double alone = simulated_ms(2, 4, 1);
+  constexpr double kIssuing = 0.02;  // its 3 us each do not shrink
+  EXPECT_NEAR(simulated_ms(2, 2, 1), alone / 2, kIssuing * alone);
+  EXPECT_EQ(simulated_ms(3, 2, 1), alone);                   // there was a spare core before
+  EXPECT_EQ(simulated_ms(2, 2, 2), simulated_ms(2, 4, 2));   // and there is none now
+  // Ranks that took turns: what each used counts, not how evenly they should have shared.
+  EXPECT_NEAR(simulated_ms(1, 1, 1), simulated_ms(1, 2, 1) / 2, kIssuing * alone);
 }
 
 TEST_F(Recorded, ReplaysWhatItRecorded) {
