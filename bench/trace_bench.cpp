@@ -46,7 +46,7 @@ void collective(benchmark::State& state) {
     trace::Operation o;
     o.number = r.issue(0, members);
     r.log()->push(o);
-    r.wait(o.number, steady_now_ns(), steady_now_ns());
+    r.wait(o.number, steady_now_ns(), steady_now_ns(), 0);
   });
 }
 BENCHMARK(activity);

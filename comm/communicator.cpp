@@ -19,6 +19,7 @@ Operation operation_of(const std::shared_ptr<Group>& group, CollectiveKind kind,
   o.print.dtype = dtype;
   o.print.order = options.order;
   o.print.set_name(options.name);
+  o.at_once = options.at_once;
   return o;
 }
 

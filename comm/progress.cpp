@@ -28,6 +28,10 @@ constexpr int64_t kLeftPatience = 100 * kMillisecond;
 constexpr int64_t kCausePatience = 200 * kMillisecond;
 
 int64_t to_ns(double seconds) { return static_cast<int64_t>(seconds * 1e9); }
+int cores() {
+  static const auto count = static_cast<int>(std::thread::hardware_concurrency());
+  return count;
+}
 double to_s(int64_t ns) { return static_cast<double>(ns) * 1e-9; }
 
 }  // namespace
@@ -91,7 +95,7 @@ Work Progress::issue(Operation operation) {
   operation.work = state;
   operation.print.group = operation.group->id;
   operation.print.segment_bytes = options_.segment_bytes;
-  if (!begin_short(operation)) {
+  if (!begin_here(operation)) {
     {
       std::lock_guard lock(mutex_);
       operation.print.sequence = ++operation.group->issued;
@@ -112,10 +116,12 @@ bool Progress::shares_memory(const Group& group) const {
 }
 
 // Nobody else advances shared operations now: none is outstanding, and only this thread issues.
-bool Progress::begin_short(Operation& operation) {
+bool Progress::begin_here(Operation& operation) {
   if (outstanding_.load() != 0 || failed_ || transport_->is_halted() || operation.print.kind == CollectiveKind::probe) return false;
   if (!shares_memory(*operation.group)) return false;
-  if (!SharedOperation::is_short(*ready_.load(), operation.print, operation.group->size())) return false;
+  // Where ranks take turns on the cores, prompt threads take better ones than main threads that yield.
+  const bool is_awaited = operation.at_once && operation.group->size() <= cores();
+  if (!is_awaited && !SharedOperation::is_short(*ready_.load(), operation.print, operation.group->size())) return false;
   const std::lock_guard engine(engine_);
   {
     std::lock_guard lock(mutex_);
@@ -124,12 +130,12 @@ bool Progress::begin_short(Operation& operation) {
     operation.work->print = operation.print;
     operation.work->note(*operation.group);
     outstanding_.fetch_add(1);
-    short_ = std::make_unique<Operation>(std::move(operation));
-    has_short_ = true;
+    begun_ = std::make_unique<Operation>(std::move(operation));
+    has_begun_ = true;
   }
-  short_->work->start();
-  begin_shared(*short_);
-  short_->shared->begin();
+  begun_->work->start();
+  begin_shared(*begun_);
+  begun_->shared->begin();
   return true;
 }
 
@@ -139,26 +145,30 @@ void Progress::help(const Work::State& work) {
   // progress thread, which is prompt, takes over.
   constexpr int64_t kLateNs = 100'000;
   constexpr int64_t kCrowdedNs = 50'000'000;
-  if (!has_short_) return;
+  if (!has_begun_) return;
   std::unique_lock engine(engine_);
-  if (short_ == nullptr) return;
-  if (short_->work.get() == &work) {
+  if (begun_ == nullptr) return;
+  if (begun_->work.get() == &work) {
     const int64_t begun = steady_now_ns();
     const bool is_crowded = begun < crowded_until_ns_;
-    static const auto cores = static_cast<int>(std::thread::hardware_concurrency());
-    const int spins = is_crowded ? 100 : short_->group->size() > cores ? 10 : 1000;
+    const int spins = is_crowded ? 100 : begun_->group->size() > cores() ? 10 : 1000;
     try {
-      for (int polls = 0; !failed_ && !transport_->is_halted(); ++polls) {
-        if (short_->shared->advance() == SharedOperation::Outcome::done) {
-          const Work::State::Moved moved = count_shared(*short_);
-          const auto operation = std::move(short_);
+      for (int polls = 0; !failed_ && !transport_->is_halted();) {
+        const SharedOperation::Outcome outcome = begun_->shared->advance();
+        if (outcome == SharedOperation::Outcome::done) {
+          const Work::State::Moved moved = count_shared(*begun_);
+          const auto operation = std::move(begun_);
           finish(*operation, moved, {});
-          has_short_ = false;  // from here the thread may run what comes next, which the trace must show as later
+          has_begun_ = false;  // from here the thread may run what comes next, which the trace must show as later
           return;
         }
-        if (polls < spins) continue;
+        if (outcome == SharedOperation::Outcome::blocked && polls++ < spins) continue;
         const int64_t before = steady_now_ns();
         if (is_crowded || before < crowded_until_ns_ || before - begun > kLongestNs) break;
+        if (outcome == SharedOperation::Outcome::moved) {
+          polls = 0;
+          continue;
+        }
         sched_yield();
         if (const int64_t after = steady_now_ns(); after - before > kLateNs) crowded_until_ns_ = after + kCrowdedNs;
       }
@@ -170,7 +180,7 @@ void Progress::help(const Work::State& work) {
 }
 
 void Progress::hurry() {
-  if (has_short_) transport_->wake();
+  if (has_begun_) transport_->wake();
 }
 
 void Progress::abort(std::string text) {
@@ -196,12 +206,12 @@ void Progress::loop() {
     {
       std::unique_lock lock(mutex_);
       if (stop_) break;
-      if (has_short_) {  // nothing may overtake it
+      if (has_begun_) {  // nothing may overtake it
         lock.unlock();
         std::unique_lock engine(engine_);
-        if (short_ == nullptr) continue;
-        operation = std::move(*std::exchange(short_, nullptr));
-        has_short_ = false;
+        if (begun_ == nullptr) continue;
+        operation = std::move(*std::exchange(begun_, nullptr));
+        has_begun_ = false;
         engine.unlock();
         run_operation(operation);
         continue;
@@ -512,8 +522,8 @@ void Progress::drain_queue() {
     const std::lock_guard engine(engine_);
     std::lock_guard lock(mutex_);
     rest.swap(queue_);
-    if (has_short_) rest.push_front(std::move(*std::exchange(short_, nullptr)));
-    has_short_ = false;
+    if (has_begun_) rest.push_front(std::move(*std::exchange(begun_, nullptr)));
+    has_begun_ = false;
   }
   for (Operation& o : rest) finish(o, {}, failure());
 }

@@ -4,9 +4,9 @@
 // 2. Between polls of any wait the thread answers control messages, so a rank whose main thread computes is known to live.
 // 3. The first failure (seen here, told by a peer, or raised by abort()) is final: it goes to every rank, ends the running
 //    operation and fails all later ones with the same text.
-// 4. Among ranks that share memory operations need no messages (comm/shared_operation.h). A short one that nothing precedes is begun by
-//    the caller, within issue(), and ended by whoever waits for it, if that is soon: it costs no switch of threads. Otherwise, and
-//    whenever it wakes, the thread takes it over.
+// 4. Among ranks that share memory operations need no messages (comm/shared_operation.h). A short one, or one that the caller waits for
+//    at once, is begun by the caller, within issue(), where nothing precedes it, and ended by whoever waits for it, if that is soon: it
+//    costs no switch of threads. Otherwise, and whenever it wakes, the thread takes it over.
 // 5. Idle, the thread sleeps; the destructor ends it without waiting for peers.
 // Thread safety: public functions may be called by any thread; fields below `thread only` belong to the progress thread.
 #pragma once
@@ -49,6 +49,7 @@ class Progress final : private Patience, public std::enable_shared_from_this<Pro
     std::shared_ptr<Group> group;
     std::byte* data = nullptr;  // the full buffer
     std::byte* own = nullptr;   // reduce_scatter, all_gather: the chunk
+    bool at_once = false;       // CollectiveOptions::at_once
     std::shared_ptr<Work::State> work;
     std::unique_ptr<SharedOperation> shared;  // from when it is begun, where the group shares memory
   };
@@ -67,7 +68,7 @@ class Progress final : private Patience, public std::enable_shared_from_this<Pro
 
   // Queues an operation. Fills in sequence and segment size. Fails through the Work, never here.
   Work issue(Operation operation);
-  // A thread that waits for `work` does it itself, if it is a short operation that all ranks come to soon.
+  // A thread that waits for `work` does it itself, if it was begun by a caller and all ranks come to it soon.
   void help(const Work::State& work);
   // Somebody looks whether an operation is done, without waiting: the progress thread shall do it.
   void hurry();
@@ -96,7 +97,7 @@ class Progress final : private Patience, public std::enable_shared_from_this<Pro
  private:
   void loop();
   void meet();
-  bool begin_short(Operation& operation);
+  bool begin_here(Operation& operation);
   void begin_shared(Operation& operation);
   void run_operation(Operation& operation);
   void run_shared(Operation& operation);
@@ -158,13 +159,13 @@ class Progress final : private Patience, public std::enable_shared_from_this<Pro
   bool someone_left_ = false;
   std::atomic<bool> failed_{false};  // written by the thread alone
 
-  std::unique_ptr<SharedMemory> shared_;  // made by the thread; used by it, or under engine_ while short_ is there
+  std::unique_ptr<SharedMemory> shared_;  // made by the thread; used by it, or under engine_ while begun_ is there
   std::atomic<SharedMemory*> ready_{nullptr};
   std::atomic<int> outstanding_{0};    // operations issued and not done
   std::mutex engine_;                  // taken before mutex_
-  std::unique_ptr<Operation> short_;   // guarded by engine_: begun by a caller, the oldest of all
+  std::unique_ptr<Operation> begun_;   // guarded by engine_: by a caller, the oldest of all
   int64_t crowded_until_ns_ = 0;       // guarded by engine_
-  std::atomic<bool> has_short_{false};  // set under mutex_
+  std::atomic<bool> has_begun_{false};  // set under mutex_
 
   std::thread thread_;
 };

@@ -61,9 +61,18 @@ void Work::State::finish(const Moved& moved, std::string failure) {
 void Work::wait() const {
   if (!state_) return;
   trace::Recorder* recorder = state_->record.number >= 0 ? trace::current() : nullptr;
-  const int64_t begin_ns = recorder != nullptr ? steady_now_ns() : 0;
+  if (recorder == nullptr) return state_->wait();
+  const int64_t begin_ns = steady_now_ns();
+  const bool waits = !state_->has_ended();  // who need not wait need not read another clock
+  const int64_t cpu_ns = waits ? thread_cpu_ns() : 0;
   state_->wait();
-  if (recorder != nullptr) recorder->wait(state_->record.number, begin_ns, steady_now_ns());
+  const int64_t end_ns = steady_now_ns();
+  recorder->wait(state_->record.number, begin_ns, end_ns, waits ? thread_cpu_ns() - cpu_ns : 0);
+}
+
+bool Work::State::has_ended() {
+  std::lock_guard lock(mutex);
+  return is_done;
 }
 
 void Work::State::wait() {
@@ -87,10 +96,7 @@ void Work::State::wait() {
 
 bool Work::done() const {
   if (!state_) return true;
-  {
-    std::lock_guard lock(state_->mutex);
-    if (state_->is_done) return true;
-  }
+  if (state_->has_ended()) return true;
   if (const auto progress = state_->runner.lock()) progress->hurry();
   return false;
 }

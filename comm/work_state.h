@@ -48,6 +48,7 @@ struct Work::State {
   void start();
   void take_up();
   void finish(const Moved& moved, std::string failure);
+  bool has_ended();
   void wait();
 };
 

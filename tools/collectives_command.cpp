@@ -165,7 +165,7 @@ class Measurement {
   comm::Work issue(CollectiveKind kind, size_t count) {
     std::byte* full = buffer_->data();
     std::byte* own = full + chunk_of(count, comm_.rank(), n_).begin * size_bytes(plan_.dtype);
-    const comm::CollectiveOptions options{.name = "benchmark", .order = plan_.order};
+    const comm::CollectiveOptions options{.name = "benchmark", .order = plan_.order, .at_once = true};
     switch (kind) {
       case CollectiveKind::all_reduce:
         return comm_.all_reduce(full, count, plan_.dtype, plan_.reduce, options);

@@ -76,11 +76,13 @@ void Recorder::begin_step(int64_t step) {
   state_ = {};
   recording_ = true;
   sample_memory(steps_.back().begin_ns);
+  steps_.back().cpu_ns = -thread_cpu_ns();
 }
 
 void Recorder::end_step() {
   recording_ = false;
   Step& step = steps_.back();
+  step.cpu_ns += thread_cpu_ns();
   step.end_ns = steady_now_ns();
   sample_memory(step.end_ns);
   collect();
@@ -118,9 +120,11 @@ int64_t Recorder::issue(uint32_t group, const std::vector<int>& members) {
   return issued_++;
 }
 
-void Recorder::wait(int64_t operation, int64_t begin_ns, int64_t end_ns) {
+void Recorder::wait(int64_t operation, int64_t begin_ns, int64_t end_ns, int64_t cpu_ns) {
   if (OpProfile* profile = OpProfile::current()) profile->ended("communication wait", OpProfile::Phase::other);
-  if (recording_) steps_.back().events.push_back({Event::Kind::wait, state_.activity, kNoName, begin_ns, end_ns, operation});
+  if (!recording_) return;
+  steps_.back().events.push_back({Event::Kind::wait, state_.activity, kNoName, begin_ns, end_ns, operation});
+  steps_.back().cpu_ns -= cpu_ns;
 }
 
 void Recorder::collect() {

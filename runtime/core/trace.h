@@ -79,6 +79,7 @@ struct Step {
   int64_t step = 0;
   int64_t begin_ns = 0;
   int64_t end_ns = 0;
+  int64_t cpu_ns = 0;  // of a core, used by the main thread outside its waits
   std::vector<Event> events;
   std::vector<Operation> operations;  // issued in this step; some may end in the next
   std::vector<MemorySample> memory;
@@ -125,7 +126,7 @@ class Recorder {
 
   // For the communicator. Numbers an operation and notes that it is queued; -1 while nothing is recorded.
   int64_t issue(uint32_t group, const std::vector<int>& members);
-  void wait(int64_t operation, int64_t begin_ns, int64_t end_ns);
+  void wait(int64_t operation, int64_t begin_ns, int64_t end_ns, int64_t cpu_ns);  // cpu_ns: of a core, used meanwhile
   const std::shared_ptr<OperationLog>& log() const { return log_; }
 
   // Collectives that ended since the last call join their steps.

@@ -307,6 +307,35 @@ std::string refusal(SyntheticTrace& trace) {
   return "accepted";
 }
 
+// Rank r computes for busy[r] of the step's 100 us and waits for the rest.
+Stragglers stragglers_of(const std::vector<int64_t>& busy) {
+  SyntheticTrace trace(static_cast<int>(busy.size()));
+  for (size_t r = 0; r < busy.size(); ++r) {
+    const int rank = static_cast<int>(r);
+    trace.activity(rank, 0, Activity::backward);
+    const int64_t number = trace.reduction(rank, "b", busy[r] - 1, std::ranges::max(busy) - 1, 100);
+    trace.wait(rank, busy[r], 100, number);
+  }
+  return trace.account().stragglers;
+}
+
+TEST(OverlapAccount, RanksThatAreBusyLongerThanTheUsualOneAreStragglers) {
+  const Stragglers one = stragglers_of({70, 93, 72});
+  ASSERT_EQ(one.ranks.size(), 1u);
+  EXPECT_EQ(one.ranks[0].rank, 1);
+  EXPECT_NEAR(one.ranks[0].busy_ms, 0.093, 1e-9);
+  EXPECT_EQ(one.usual_rank, 2);
+  EXPECT_NEAR(one.usual_ms, 0.072, 1e-9);
+  const Stragglers two = stragglers_of({90, 60, 80, 61});
+  ASSERT_EQ(two.ranks.size(), 2u);
+  EXPECT_EQ(two.ranks[0].rank, 0);
+  EXPECT_EQ(two.ranks[1].rank, 2);
+  EXPECT_EQ(two.usual_rank, 3);
+  EXPECT_EQ(stragglers_of({50, 90}).ranks.at(0).rank, 1);
+  EXPECT_TRUE(stragglers_of({80, 85, 78, 87}).ranks.empty());
+  EXPECT_TRUE(stragglers_of({90}).ranks.empty());
+}
+
 TEST(OverlapAccount, ATraceThatCannotBeIsRefused) {
   SyntheticTrace lost(2);
   lost.wait(1, 10, 20, 7);

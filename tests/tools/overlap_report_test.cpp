@@ -76,6 +76,18 @@ TEST_F(OverlapReport, TheJsonHoldsTheAccount) {
   }
 }
 
+TEST_F(OverlapReport, AStragglerIsNamedWhereTheLinkIsTheLimit) {
+  // Behind a link that takes far longer than all compute nobody need wait for a rank that takes 20 times as long.
+  const std::string run = train_tiny("a", 3, {"experiment.slow_rank=1", "experiment.slow_factor=20"}, "5Mbit,20us");
+  EXPECT_THAT(overlap(run), HasSubstr("straggler: rank 1"));
+  const json stragglers = json::parse(text_of(run + "/overlap.json")).at("stragglers");
+  ASSERT_FALSE(stragglers.at("ranks").empty());
+  EXPECT_EQ(stragglers.at("ranks").at(0).at("rank"), 1);
+  EXPECT_GT(stragglers.at("ranks").at(0).at("busy_ms"), stragglers.at("usual_busy_ms"));
+  EXPECT_GE(stragglers.at("saved_ms"), 0);
+  EXPECT_THAT(text_of(run + "/report.html"), HasSubstr("straggler: rank 1"));
+}
+
 TEST_F(OverlapReport, ThePageShowsEveryRankAndSection) {
   for (const int ranks : {1, 3}) {
     const std::string run = train_tiny(fmt::format("n{}", ranks), ranks, {"name=<i>a & \"b\""});

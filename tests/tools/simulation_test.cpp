@@ -1,6 +1,7 @@
 // Simulated collectives and steps against times computed by hand; the events of dry runs against those of real ones; what recorded runs
 // and questions are refused.
 #include "tools/overlap/simulation.h"
+#include "tools/overlap/stragglers.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -206,6 +207,20 @@ TEST(Simulation, WaitsForTheSlowestRank) {
   EXPECT_NEAR(hand.rank(0).exposed_ms, 15 + 6, 1e-9);
   EXPECT_NEAR(hand.rank(0).communication_ms, 10, 1e-9);  // from the last to begin
   EXPECT_NEAR(hand.rank(1).exposed_ms, 6, 1e-9);
+}
+
+TEST(Simulation, ASlowRankCostsWhatTheLinkDoesNotHide) {
+  // As above, rank 1 is 15 us late: all of that shows.
+  ByHand hand(2, 2, {{20, 4, 5}, {35, 4, 5}});
+  hand.run.network = hand.options.network;
+  hand.run.script.operations = hand.script.operations;
+  const Stragglers slow{.ranks = {{1, 0.044}}, .usual_rank = 0, .usual_ms = 0.029, .saved_ms = {}, .not_simulated = {}};
+  EXPECT_NEAR(saved_by_usual_speed(hand.run, slow), 0.015, 1e-9);
+  // Late after the transfer has begun, beside its 10 us: 4 us of these 10 remain to be waited for.
+  hand.run.steps[1][0].intervals_ns = {20 * kUs, 10 * kUs, 5 * kUs};
+  EXPECT_NEAR(saved_by_usual_speed(hand.run, slow), 0, 1e-9);
+  hand.run.steps[1][0].intervals_ns = {20 * kUs, 14 * kUs, 5 * kUs};
+  EXPECT_NEAR(saved_by_usual_speed(hand.run, slow), 0.004, 1e-9);
 }
 
 TEST(Simulation, SoftwareCostsAreAdded) {
@@ -465,6 +480,7 @@ class Synthetic {
   }
 
  private:
+  // Main threads have their cores for themselves.
   void give_times(trace::Step& step, const std::vector<std::string>& names, const std::unordered_set<std::string>& buckets) {
     step.begin_ns = now_;
     std::map<int64_t, trace::Operation*> operations;
@@ -496,6 +512,9 @@ class Synthetic {
     }
     now_ += 100 * kUs;
     step.end_ns = now_;
+    step.cpu_ns = step.end_ns - step.begin_ns;
+    for (const trace::Event& e : step.events)
+      if (e.kind == trace::Event::Kind::wait) step.cpu_ns -= e.end_ns - e.begin_ns;
     now_ += 7 * kUs;
   }
 
@@ -576,6 +595,30 @@ TEST_F(Recorded, ProgressThreadsOfFewCoresLeaveNumbers) {
   for (const auto& rank : run.steps)
     for (const RecordedStep& step : rank)
       for (const double ns : step.intervals_ns) EXPECT_TRUE(ns >= 0 && ns < 1e12) << ns;
+}
+
+// What other programs took from two ranks on two cores they do not take from one: they have the idle core then.
+TEST_F(Recorded, OtherProgramsGoToIdleCores) {
+  const auto link = "communication.link=1Gbit,10us";
+  const auto simulated_ms = [&](int cores, int64_t of_cpu, int ranks) {
+    Synthetic synthetic(job({link}), 2);
+    for (RankTrace& t : synthetic.trace.ranks) {
+      t.cores = cores;
+      for (trace::Step& step : t.steps) {
+        step.cpu_ns = step.cpu_ns * of_cpu / 4;
+        for (trace::Operation& o : step.operations) o.cpu_ns = 0;
+      }
+    }
+    const RecordedRun run = recorded_run(synthetic.trace);
+    return simulate(run, dry_script(job({link}), ranks), {.network = equal_links(1e15, 0), .same_machine = true}).timing.step_ms;
+  };
+  const double alone = simulated_ms(2, 4, 1);
+  constexpr double kIssuing = 0.02;  // its 3 us each do not shrink
+  EXPECT_NEAR(simulated_ms(2, 2, 1), alone / 2, kIssuing * alone);
+  EXPECT_EQ(simulated_ms(3, 2, 1), alone);                   // there was a spare core before
+  EXPECT_EQ(simulated_ms(2, 2, 2), simulated_ms(2, 4, 2));   // and there is none now
+  // Ranks that took turns: what each used counts, not how evenly they should have shared.
+  EXPECT_NEAR(simulated_ms(1, 1, 1), simulated_ms(1, 2, 1) / 2, kIssuing * alone);
 }
 
 TEST_F(Recorded, ReplaysWhatItRecorded) {

@@ -42,6 +42,7 @@ RankTrace example() {
   o.first_byte_ns = 0;  // never
   o.cpu_ns = 2500;
   o.last_byte_ns = o.done_ns - 1;
+  t.steps[1].cpu_ns = 54321;
   trace::MemorySample sample{t.steps[1].begin_ns + 3, {}};
   for (size_t c = 0; c < kCategories; ++c) sample.bytes[c] = static_cast<int64_t>(c) << 40;
   t.steps[1].memory = {sample, sample};
@@ -56,7 +57,7 @@ void expect_equal(const RankTrace& a, const RankTrace& b) {
   ASSERT_EQ(a.steps.size(), b.steps.size());
   for (size_t i = 0; i < a.steps.size(); ++i) {
     const trace::Step &s = a.steps[i], &t = b.steps[i];
-    EXPECT_EQ(std::tie(s.step, s.begin_ns, s.end_ns), std::tie(t.step, t.begin_ns, t.end_ns));
+    EXPECT_EQ(std::tie(s.step, s.begin_ns, s.end_ns, s.cpu_ns), std::tie(t.step, t.begin_ns, t.end_ns, t.cpu_ns));
     ASSERT_EQ(s.events.size(), t.events.size());
     for (size_t j = 0; j < s.events.size(); ++j) {
       const trace::Event &e = s.events[j], &f = t.events[j];
@@ -148,7 +149,7 @@ TEST_F(TraceFile, InconsistentContentsAreNamed) {
     const char* says;
     std::function<void(Message&)> change;
   } cases[] = {
-      {"has format 1, this program reads 2", [](Message& m) { m.set_format_version(1); }},
+      {"has format 1, this program reads 3", [](Message& m) { m.set_format_version(1); }},
       {"its events have columns of different lengths", [](Message& m) { m.mutable_steps(1)->mutable_events()->add_value(1); }},
       {"its operations have columns of different lengths", [](Message& m) { m.mutable_steps(1)->mutable_operations()->add_done_ns(1); }},
       {"name 3 of 2", [](Message& m) { m.mutable_steps(1)->mutable_events()->set_name(0, 3); }},

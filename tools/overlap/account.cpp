@@ -1,6 +1,7 @@
 #include "tools/overlap/account.h"
 
 #include <algorithm>
+#include <iterator>
 #include <optional>
 #include <unordered_map>
 #include <unordered_set>
@@ -17,6 +18,7 @@ using trace::Event;
 using trace::Operation;
 
 constexpr double kSlowLink = 0.7;  // of the usual rate: below it a link stands out
+constexpr double kSlowRank = 1.1;  // of the usual time: above it a rank does
 
 struct Wait {
   int64_t begin_ns = 0;
@@ -56,6 +58,22 @@ Slowness slowest_link(const RunTrace& run) {
   constexpr double kMbit = 8e-6;
   return {1 - *slowest / usual,
           fmt::format("{} -> {} ({:.0f} Mbit/s, the others {:.0f} Mbit/s)", from, to, *slowest * kMbit, usual * kMbit)};
+}
+
+Stragglers find_stragglers(const RunAccount& account) {
+  std::vector<Stragglers::Slow> busy;
+  for (const std::vector<StepAccount>& steps : account.ranks) {
+    std::vector<int64_t> times;
+    for (const StepAccount& a : steps) times.push_back(a.compute_ns() + a.other_ns());
+    const auto middle = times.begin() + static_cast<std::ptrdiff_t>((times.size() - 1) / 2);
+    std::ranges::nth_element(times, middle);
+    busy.push_back({steps.front().rank, static_cast<double>(*middle) * 1e-6});
+  }
+  std::ranges::stable_sort(busy, std::ranges::greater{}, &Stragglers::Slow::busy_ms);
+  const Stragglers::Slow& usual = busy[busy.size() / 2];
+  Stragglers out{.ranks = {}, .usual_rank = usual.rank, .usual_ms = usual.busy_ms, .saved_ms = {}, .not_simulated = {}};
+  std::ranges::copy_if(busy, std::back_inserter(out.ranks), [&](const auto& rank) { return rank.busy_ms > kSlowRank * usual.busy_ms; });
+  return out;
 }
 
 class Accountant {
@@ -385,6 +403,7 @@ RunAccount account_run(const RunTrace& run) {
     auto& steps = account.ranks.emplace_back();
     for (const int64_t step : account.steps) steps.push_back(accountant.account(r, step));
   }
+  account.stragglers = find_stragglers(account);
   return account;
 }
 

@@ -10,6 +10,7 @@
 
 #include <array>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -76,11 +77,26 @@ struct StepAccount {
   }
 };
 
+// Ranks that are busy (compute + other) longer than the usual rank. What they cost need not show as exposed time with the cause `straggler`: where
+// the link is the limit, a rank that is late makes the transfers begin later, and what is waited for is the link.
+struct Stragglers {
+  struct Slow {
+    int rank = 0;
+    double busy_ms = 0;  // of the median step
+  };
+  std::vector<Slow> ranks;  // the slowest first
+  int usual_rank = 0;       // the lower median
+  double usual_ms = 0;
+  std::optional<double> saved_ms;  // of a step, had they taken the times of the usual rank; simulated (stragglers.h)
+  std::string not_simulated;       // why saved_ms is missing
+};
+
 struct RunAccount {
   int size = 1;
   std::vector<int64_t> steps;                   // accounted: the first of the run and the first kept are not
   std::vector<std::vector<StepAccount>> ranks;  // [rank][index of steps]
   std::string slow_link;                        // "1 -> 2 (98 Mbit/s, the others 1004 Mbit/s)"; empty when none stands out
+  Stragglers stragglers;
 
   // The rank that the others waited for most: with the longest compute + other.
   int critical_rank() const;

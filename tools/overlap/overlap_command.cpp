@@ -11,6 +11,7 @@
 #include "tools/overlap/overlap_report.h"
 #include "tools/overlap/perfetto.h"
 #include "tools/overlap/report_html.h"
+#include "tools/overlap/stragglers.h"
 #include "tools/run_directory.h"
 
 namespace rz::tools {
@@ -49,7 +50,8 @@ void add_overlap_command(CLI::App& app) {
     const RunTrace run = read_run_trace(flags->run);
     const std::string job_path = flags->run + "/job.textproto";
     const ringzero::Job job = parse_job(run.ranks.front().job_text, job_path);
-    const RunAccount account = account_run(run);
+    RunAccount account = account_run(run);
+    simulate_usual_speed(run, account.stragglers);
     const auto json = overlap_json(account, job);
     write_file_atomically(flags->run + "/overlap.json", json.dump(1) + "\n");
     write_file_atomically(flags->run + "/report.html", report_html(run, account, job, RunDirectory::read_metrics(flags->run), read_samples(flags->run)));

@@ -1,6 +1,8 @@
 #include "tools/overlap/overlap_report.h"
 
 #include <algorithm>
+#include <numeric>
+#include <ranges>
 #include <utility>
 
 #include "tools/plan.h"
@@ -8,6 +10,8 @@
 namespace rz::tools {
 
 namespace {
+
+constexpr size_t kMostNamed = 4;  // ranks or buckets in a line
 
 double to_ms(int64_t ns) { return static_cast<double>(ns) * 1e-6; }
 
@@ -108,6 +112,44 @@ std::string advise_smaller_bucket(const std::vector<BucketMeans>& buckets, const
       late, b->bytes / kMiB, target / kMiB, ms * (1 - target / b->bytes));
 }
 
+// A straggler shows on the ranks that wait for it, not on itself; and on none where the link is the limit, so that its own times count, too.
+std::string advise_on_stragglers(const RunAccount& account, double step_ms) {
+  std::map<std::string, double> waited_for;
+  for (int r = 0; r < account.size; ++r)
+    for (const auto& [cause, ms] : blame(buckets_of(account, r)))
+      if (cause.first == Cause::straggler) waited_for[cause.second] = std::max(waited_for[cause.second], ms);
+  const Stragglers& slow = account.stragglers;
+  std::string who, effect;
+  if (!slow.ranks.empty()) {
+    for (const Stragglers::Slow& s : slow.ranks | std::views::take(kMostNamed))
+      who += fmt::format("{}rank {}", who.empty() ? "" : ", ", s.rank);
+    if (slow.ranks.size() > kMostNamed) who += fmt::format(" and {} more", slow.ranks.size() - kMostNamed);
+    const double worst_ms = slow.ranks.front().busy_ms;
+    effect = fmt::format("busy {:.1f} ms of a step, {:.0f} % longer than others", worst_ms, 100 * (worst_ms / slow.usual_ms - 1));
+    effect += slow.saved_ms ? fmt::format("; at their speed a step of {:.1f} ms would take {:.1f} ms less (simulated)", step_ms, *slow.saved_ms)
+                            : fmt::format("; what that costs could not be simulated: {}", slow.not_simulated);
+    if (const double waited = waited_for[fmt::format("rank {}", slow.ranks.front().rank)]; waited > 0)
+      effect += fmt::format("; others wait {:.1f} ms for it", waited);
+  } else {
+    const auto most = std::ranges::max_element(waited_for, {}, [](const auto& e) { return e.second; });
+    if (most == waited_for.end() || most->second <= 0.05 * step_ms) return {};
+    who = most->first;
+    effect = fmt::format("others wait {:.1f} ms of each step of {:.1f} ms for it", most->second, step_ms);
+  }
+  return fmt::format("straggler: {}: {}; see its machine's load, threads and share of the batch", who, effect);
+}
+
+nlohmann::ordered_json stragglers_json(const Stragglers& stragglers) {
+  nlohmann::ordered_json json;
+  json["usual_rank"] = stragglers.usual_rank;
+  json["usual_busy_ms"] = stragglers.usual_ms;
+  json["ranks"] = nlohmann::ordered_json::array();
+  for (const Stragglers::Slow& slow : stragglers.ranks) json["ranks"].push_back({{"rank", slow.rank}, {"busy_ms", slow.busy_ms}});
+  if (stragglers.saved_ms) json["saved_ms"] = *stragglers.saved_ms;
+  if (!stragglers.not_simulated.empty()) json["not_simulated"] = stragglers.not_simulated;
+  return json;
+}
+
 }  // namespace
 
 double RankMeans::ideal_ms() const { return std::max(compute_ms, communication_ms) + other_ms; }
@@ -171,16 +213,7 @@ std::vector<std::string> advice_on(const RunAccount& account, const ringzero::Jo
                                  std::min(m.exposed_ms, m.compute_ms), m.step_ms));
     return advice;
   }
-  // A straggler shows on the ranks that wait for it, not on itself.
-  std::map<std::string, double> waited_for;
-  for (int r = 0; r < account.size; ++r)
-    for (const auto& [cause, ms] : blame(buckets_of(account, r)))
-      if (cause.first == Cause::straggler) waited_for[cause.second] = std::max(waited_for[cause.second], ms);
-  const auto straggler = std::ranges::max_element(waited_for, {}, [](const auto& e) { return e.second; });
-  if (straggler != waited_for.end() && straggler->second > 0.05 * m.step_ms)
-    advice.push_back(fmt::format(
-        "{} is a straggler: others wait {:.1f} ms of each step of {:.1f} ms for it; see its machine's load, threads and share of the batch",
-        straggler->first, straggler->second, m.step_ms));
+  if (std::string sentence = advise_on_stragglers(account, m.step_ms); !sentence.empty()) advice.push_back(std::move(sentence));
   std::array<bool, kCauses> said{};
   for (const auto& [cause, ms] : blame(buckets)) {
     if (ms < 0.02 * m.step_ms) break;
@@ -241,6 +274,7 @@ nlohmann::ordered_json overlap_json(const RunAccount& account, const ringzero::J
   json["first_step"] = account.steps.front() + 1;
   json["last_step"] = account.steps.back() + 1;
   json["slow_link"] = account.slow_link;
+  json["stragglers"] = stragglers_json(account.stragglers);
   json["critical"] = rank_json(account, account.critical_rank());
   json["per_rank"] = nlohmann::ordered_json::array();
   for (int r = 0; r < account.size; ++r) json["per_rank"].push_back(rank_json(account, r));
@@ -272,11 +306,22 @@ std::string overlap_text(const RunAccount& account, const ringzero::Job& job) {
     text += fmt::format("  {:<24}{:<10}{:>12}{:>10.3f}{:>10.3f}{:>10.3f}{:>12}/s  {}\n", b.bucket, name(b.purpose), format_bytes(b.bytes),
                         b.transfer_ms, b.hidden_ms, b.exposed_ms, format_bytes(b.bus_bytes_per_s), causes);
   }
-  text += "\nWho is to blame for what rank " + std::to_string(critical) + " waited:\n\n";
+  text += "\nCauses of what rank " + std::to_string(critical) + " waited:\n\n";
   constexpr double kWorthALine = 0.002;  // of a step
-  for (const auto& [cause, ms] : blame(buckets))
-    if (ms > kWorthALine * means_of(account, critical).step_ms)
-      text += fmt::format("  {:>10.3f}  {:<18}{}\n", ms, name(cause.first), cause.second);
+  const RankMeans m = means_of(account, critical);
+  const auto blamed = blame(buckets);
+  std::vector<size_t> causes(kCauses);
+  std::iota(causes.begin(), causes.end(), size_t{0});
+  std::ranges::stable_sort(causes, std::ranges::greater{}, [&](size_t c) { return m.exposed_by_cause[c]; });
+  for (const size_t c : causes) {
+    if (m.exposed_by_cause[c] <= kWorthALine * m.step_ms) break;
+    std::string who;
+    size_t named = 0;
+    for (const auto& [cause, ms] : blamed)
+      if (cause.first == static_cast<Cause>(c) && named++ < kMostNamed) who += fmt::format("{}{} {:.3f}", who.empty() ? "" : ", ", cause.second, ms);
+    if (named > kMostNamed) who += fmt::format(" and {} more", named - kMostNamed);
+    text += fmt::format("  {:>10.3f}  {:<18}{}\n", m.exposed_by_cause[c], name(static_cast<Cause>(c)), who);
+  }
   if (!account.slow_link.empty()) text += fmt::format("\nA link stands out: {}\n", account.slow_link);
   text += "\n";
   for (const std::string& sentence : advice_on(account, job)) text += "  * " + sentence + "\n";

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <numeric>
 
 #include "models/data/batch.h"
 #include "runtime/core/error.h"
@@ -35,7 +36,7 @@ double to_ms(int64_t ns) { return static_cast<double>(ns) * 1e-6; }
 class CoreTime {
  public:
   // `ranks`: of one machine.
-  CoreTime(const RunTrace& trace, const std::vector<int>& ranks, int threads, int cores) {
+  CoreTime(const RunTrace& trace, const std::vector<int>& ranks, int threads, int cores) : threads_(threads) {
     const int most = static_cast<int>(ranks.size()) * threads;
     if (most < cores) return;
     struct Change {
@@ -65,6 +66,7 @@ class CoreTime {
     }
   }
 
+  int threads() const { return threads_; }  // of a rank
   double between(int64_t begin, int64_t end) const { return points_.empty() ? static_cast<double>(end - begin) : at(end) - at(begin); }
 
  private:
@@ -82,6 +84,7 @@ class CoreTime {
     if (after == points_.begin()) return rate_before_ * static_cast<double>(time - points_.front().time);
     return (after - 1)->spent + (after - 1)->rate * static_cast<double>(time - (after - 1)->time);
   }
+  int threads_;
   std::vector<Point> points_;
   double rate_before_ = 1;
 };
@@ -92,6 +95,7 @@ std::optional<RecordedStep> read_step(const std::vector<StepPiece>& pieces, cons
   RecordedStep out;
   int64_t at = step.begin_ns;
   double spent = 0;
+  auto used_ns = static_cast<double>(step.cpu_ns);
   bool updating = false;
   const auto spend_until = [&](int64_t until) {
     (updating ? out.update_ns : spent) += cores.between(at, until);
@@ -109,11 +113,15 @@ std::optional<RecordedStep> read_step(const std::vector<StepPiece>& pieces, cons
     if (piece.mark == "updated") updating = false;
     if (!piece.mark.empty() && !end_interval(piece.mark)) return std::nullopt;
     if (piece.kind == StepPiece::Kind::update) updating = true, out.updated_elements += piece.elements;
-    if (piece.kind == StepPiece::Kind::issue) (updating ? out.update_ns : spent) -= issue_ns;
+    if (piece.kind == StepPiece::Kind::issue) (updating ? out.update_ns : spent) -= issue_ns, used_ns -= issue_ns;
     if (piece.kind == StepPiece::Kind::wait) at = piece.end_ns;
   }
   spend_until(step.end_ns);
   if (!end_interval(kStepEnd) || out.intervals_ns.size() != script.intervals.size()) return std::nullopt;
+  if (cores.threads() == 1) {  // of more threads one alone says little
+    const double all = std::reduce(out.intervals_ns.begin(), out.intervals_ns.end(), out.update_ns);
+    out.used = std::max(0.0, used_ns) / std::max(all, 1.0);
+  }
   return out;
 }
 

@@ -53,8 +53,9 @@ struct FittedNetwork {
 };
 
 struct RecordedStep {
-  std::vector<double> intervals_ns;  // by interval of the script; as if the rank had its cores for itself, without its progress thread
+  std::vector<double> intervals_ns;  // by interval of the script; without what the run's own threads took from one another
   double update_ns = 0;              // all of the optimizer's updates
+  double used = 1;                   // the part of these times in which the main thread had a core: other programs had the rest
   int64_t updated_elements = 0;
   double gap_ns = 0;  // until the next step begins
 };

@@ -27,6 +27,11 @@ class Simulator {
         network_(options.network, script.ranks, options.message),
         operations_(static_cast<int64_t>(script.operations.size())),
         shares_cores_(options.same_machine && script.ranks * recorded.threads > recorded.cores),
+        // Other programs go to idle cores first. And of ranks that took turns on too few cores the time that they used says more than what is left
+        // when turns are reckoned off.
+        without_others_(recorded.ranks_per_machine * recorded.threads > recorded.cores ||
+                        (recorded.ranks_per_machine * recorded.threads == recorded.cores && options.same_machine &&
+                         script.ranks * recorded.threads < recorded.cores)),
         shares_with_progress_((options.same_machine ? script.ranks : recorded.ranks_per_machine) * recorded.threads >= recorded.cores) {
     check_script();
     for (const ScriptOperation& o : script.operations) {
@@ -138,9 +143,10 @@ class Simulator {
 
   double work_ns(int r, const Rank& rank, const ScriptItem& item) const {
     const RecordedStep& step = recorded_step(r, rank.step);
+    const double used = without_others_ ? step.used : 1.0;
     if (item.kind == ScriptItem::Kind::update)
-      return step.update_ns * static_cast<double>(item.value) / static_cast<double>(std::max<int64_t>(1, step.updated_elements));
-    const double ns = step.intervals_ns[static_cast<size_t>(item.value)];
+      return used * step.update_ns * static_cast<double>(item.value) / static_cast<double>(std::max<int64_t>(1, step.updated_elements));
+    const double ns = used * step.intervals_ns[static_cast<size_t>(item.value)];
     switch (script_.intervals[static_cast<size_t>(item.value)].scale) {
       case StepScript::Scale::samples:
         return ns * rank.samples;
@@ -415,6 +421,7 @@ class Simulator {
   VirtualNetwork network_;
   int64_t operations_;
   bool shares_cores_;
+  bool without_others_;
   bool shares_with_progress_;
   std::vector<double> progress_ns_;  // of a core, by operation of a step
   double core_speed_ = 1;            // of what a rank's threads need

@@ -18,13 +18,14 @@ namespace rz::tools {
 
 namespace {
 
-constexpr int64_t kFormatVersion = 2;
+constexpr int64_t kFormatVersion = 3;
 namespace message = ringzero::trace;
 
 void pack(const trace::Step& step, message::Step& m) {
   m.set_step(step.step);
   m.set_begin_ns(step.begin_ns);
   m.set_end_ns(step.end_ns);
+  m.set_cpu_ns(step.cpu_ns);
   auto& events = *m.mutable_events();
   for (const trace::Event& e : step.events) {
     events.add_kind(static_cast<uint32_t>(e.kind));
@@ -79,6 +80,7 @@ trace::Step unpack(const std::string& path, const message::Step& m, size_t names
   step.step = m.step();
   step.begin_ns = m.begin_ns();
   step.end_ns = m.end_ns();
+  step.cpu_ns = m.cpu_ns();
   const auto check_name = [&](uint32_t name) { RZ_CONFIG_CHECK(name < names, "{} is damaged: name {} of {}", path, name, names); };
   const auto& e = m.events();
   const Table events(path, "events", e.kind_size());
