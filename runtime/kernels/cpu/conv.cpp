@@ -1,4 +1,4 @@
-// Convolution on the CPU. Vocabulary:
+// Convolution on the CPU: direct sums, and the choice of Winograd's filtering (conv_winograd.h) where it pays. Vocabulary:
 //   line    the pixels of one image row
 //   phase   with stride s, the pixels of a line whose number leaves a certain rest when divided by s: those that a tap sees in turn
 //   panel   kMicroColumns output channels of the weights, laid out tap by tap
@@ -366,7 +366,7 @@ Tensor data_gradient_panels(const ConvSizes& s, Plan& plan, const T* weight) {
   return packed;
 }
 
-// Of one pass; multiplications with the zeros around an image count.
+// Of one pass by its definition: multiplications with the zeros around an image count, and so do those that Winograd's filtering saves.
 double product_flops(const ConvSizes& s) {
   return 2.0 * static_cast<double>(s.images * s.out_height * s.out_width * s.out) * static_cast<double>(s.kernel_h * s.kernel_w * s.in);
 }

@@ -27,6 +27,7 @@ namespace {
 
 constexpr int64_t kElements = 16;
 constexpr int64_t kTaps = 9;
+constexpr int64_t kLeastChannels = 16;              // with fewer, transforms take longer than the products that they save
 constexpr int64_t kMultiplyAddsPerPiece = 1 << 17;  // below this a thread is not worth waking
 constexpr int64_t kBlockBytes = 768 << 10;          // of a transformed block: the L2 cache holds a panel of weights and its results, too
 constexpr int64_t kLeastBlockStrips = 3;            // fewer would read the weights too often
@@ -458,9 +459,9 @@ void run_weight_gradient(const TiledImages<const T>& grad, const TiledImages<con
 }  // namespace
 
 bool winograd_pays(const ConvSizes& s, int64_t rows, int64_t columns) {
-  if (s.kernel_h != 3 || s.kernel_w != 3 || s.window.stride != 1 || s.in < 16 || s.out < 16) return false;
-  // Tiles at the lower and right edge may be half empty.
-  return kTaps * rows * columns * 2 >= 3 * kElements * ceil_divide(rows, 2) * ceil_divide(columns, 2);
+  if (s.kernel_h != 3 || s.kernel_w != 3 || s.window.stride != 1 || s.in < kLeastChannels || s.out < kLeastChannels) return false;
+  // Tiles at the lower and right edge may be half empty: 3 x 3 results still pay, a line of single pixels does not.
+  return 4 * kTaps * rows * columns >= 5 * kElements * ceil_divide(rows, 2) * ceil_divide(columns, 2);
 }
 
 template <class T>
