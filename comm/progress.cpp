@@ -133,7 +133,7 @@ bool Progress::begin_here(Operation& operation) {
     begun_ = std::make_unique<Operation>(std::move(operation));
     has_begun_ = true;
   }
-  begun_->work->start();
+  begun_->work->start(begun_->work->times.queued_ns);
   begin_shared(*begun_);
   begun_->shared->begin();
   return true;
@@ -149,8 +149,9 @@ void Progress::help(const Work::State& work) {
   std::unique_lock engine(engine_);
   if (begun_ == nullptr) return;
   if (begun_->work.get() == &work) {
-    const int64_t begun = steady_now_ns();
-    const bool is_crowded = begun < crowded_until_ns_;
+    // Most end without a look at the clock.
+    int64_t begun = 0;
+    const bool is_crowded = crowded_until_ns_ != 0 && steady_now_ns() < crowded_until_ns_;
     const int spins = is_crowded ? 100 : begun_->group->size() > cores() ? 10 : 1000;
     try {
       for (int polls = 0; !failed_ && !transport_->is_halted();) {
@@ -164,6 +165,7 @@ void Progress::help(const Work::State& work) {
         }
         if (outcome == SharedOperation::Outcome::blocked && polls++ < spins) continue;
         const int64_t before = steady_now_ns();
+        if (begun == 0) begun = before;
         if (is_crowded || before < crowded_until_ns_ || before - begun > kLongestNs) break;
         if (outcome == SharedOperation::Outcome::moved) {
           polls = 0;
@@ -279,7 +281,7 @@ void Progress::finish(const Operation& operation, const Work::State::Moved& move
 
 void Progress::run_operation(Operation& operation) {
   delay(fuzz_);
-  if (!operation.shared) operation.work->start();
+  if (!operation.shared) operation.work->start(steady_now_ns());
   operation.work->take_up();
   current_ = &operation;
   current_started_ns_ = last_progress_ns_ = steady_now_ns();

@@ -30,8 +30,6 @@ SharedOperation::SharedOperation(SharedMemory& memory, const Group& group, const
     : memory_(memory), group_(group), print_(print), data_(data), own_(own), n_(group.size()), me_(group.rank),
       element_(size_bytes(print.dtype)) {
   is_short_ = is_short(memory, print, n_);
-  base_.resize(static_cast<size_t>(n_));
-  is_reachable_.resize(static_cast<size_t>(n_));
 }
 
 bool SharedOperation::is_short(const SharedMemory& memory, const Fingerprint& print, int ranks) {
@@ -151,7 +149,8 @@ SharedOperation::Outcome SharedOperation::hear() {
 void SharedOperation::finish_short() {
   if (print_.count > 0 && print_.kind != CollectiveKind::barrier) mark_bytes();
   if (reduces()) {
-    std::vector<const std::byte*> inputs(static_cast<size_t>(n_));
+    std::array<const std::byte*, SharedMemory::kMostRanks> inputs;
+    const std::span given(inputs.data(), static_cast<size_t>(n_));
     const bool all = print_.kind == CollectiveKind::all_reduce;
     // In rank order all chunks are alike.
     const bool at_once = all && print_.order == Order::ordered;
@@ -163,7 +162,7 @@ void SharedOperation::finish_short() {
         inputs[static_cast<size_t>(k)] = base_[static_cast<size_t>(from)] + piece.begin * element_;
       }
       std::byte* out = all ? data_ + piece.begin * element_ : own_;
-      combine_all(print_.dtype, print_.op, print_.order, std::span<std::byte* const>(&out, 1), inputs, piece.length());
+      combine_all(print_.dtype, print_.op, print_.order, std::span<std::byte* const>(&out, 1), given, piece.length());
     }
   } else if (print_.kind == CollectiveKind::all_gather) {
     for (int i = 0; i < n_; ++i) copy_unless_same(data_ + chunk(i).begin * element_, base_[static_cast<size_t>(i)], payload_bytes(i));
@@ -174,7 +173,7 @@ void SharedOperation::finish_short() {
 }
 
 void SharedOperation::begin_windows() {
-  any_staged_ = std::any_of(is_reachable_.begin(), is_reachable_.end(), [](uint8_t reachable) { return reachable == 0; });
+  any_staged_ = std::any_of(is_reachable_.begin(), is_reachable_.begin() + n_, [](uint8_t reachable) { return reachable == 0; });
   length_ = print_.kind == CollectiveKind::broadcast ? print_.count : chunk(0).length();
   const size_t chunks = reduces() ? static_cast<size_t>(n_) : 1;
   window_ = any_staged_ ? std::min(length_, memory_.window_bytes_ / element_ / chunks) : length_;

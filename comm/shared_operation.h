@@ -10,6 +10,8 @@
 // A buffer that peers cannot reach passes through its rank's staging window, a window at a time.
 #pragma once
 
+#include <array>
+
 #include "comm/shared_memory.h"
 
 namespace rz::comm {
@@ -81,8 +83,9 @@ class SharedOperation {
   size_t window_ = 0;  // elements of a chunk in a window
   size_t begin_ = 0;   // of the window, in the chunk
   size_t done_ = 0;    // of the window
-  std::vector<std::byte*> base_;       // by member, what it told
-  std::vector<uint8_t> is_reachable_;
+  // By member. Arrays, since short operations take less time than allocating takes.
+  std::array<std::byte*, SharedMemory::kMostRanks> base_;  // what it told
+  std::array<uint8_t, SharedMemory::kMostRanks> is_reachable_;
   int64_t first_byte_ns_ = 0;
   int64_t last_byte_ns_ = 0;
 };

@@ -54,8 +54,8 @@ void expect_close(const Tensor& out, const std::vector<double>& want, double bou
 MatmulKernels& kernels() { return *backend({}).matmul; }
 
 TEST(Matmul, EveryShapeLayoutAndTypeMatchesTheNaiveProduct) {
-  const int64_t sizes[][3] = {{1, 1, 1},     {1, 33, 7},   {2, 3, 5},    {12, 32, 16},  {13, 33, 17},
-                              {11, 31, 385}, {5, 70, 800}, {64, 64, 64}, {200, 50, 40}, {30, 1100, 20}};
+  const int64_t sizes[][3] = {{1, 1, 1},    {1, 33, 7},   {2, 3, 5},     {12, 32, 16},   {13, 33, 17}, {11, 31, 385},
+                              {5, 70, 800}, {64, 64, 64}, {200, 50, 40}, {30, 1100, 20}, {490, 40, 30}};
   for (const DType type : {DType::f32, DType::f64, DType::bf16, DType::f16})
     for (const auto& [m, n, k] : sizes)
       for (int layout = 0; layout < 4; ++layout) {
@@ -160,6 +160,27 @@ TEST(Matmul, BitsDependNeitherOnThreadsNorOnTheOtherRows) {
   Tensor columns = Tensor::empty({150, 5});
   kernels().matmul(a, b.view_slice(0, 40, 45), columns, {.transpose_b = true});
   EXPECT_EQ(values_of(columns), values_of(reference.view_slice(1, 40, 45)));
+}
+
+// Rows a multiple of 4096 bytes apart are packed, others are read where they lie; the right-hand matrix is packed once for many rows, or
+// block by block.
+TEST(Matmul, BitsDependNeitherOnWhereTheRowsLieNorOnTheOtherColumns) {
+  const Tensor a = random_tensor({500, 1024}, 1, -1, 1, DType::f32), b = random_tensor({1024, 2100}, 2, -1, 1, DType::f32);
+  Tensor wide = Tensor::zeros({500, 1037}), across = Tensor::zeros({1024, 500}), out = Tensor::empty({500, 2100});
+  Tensor apart = wide.view_slice(1, 13, 1037);
+  backend({}).elementwise->copy(a, apart);
+  backend({}).elementwise->copy(a.view_transpose(0, 1), across);
+  kernels().matmul(a, b, out);
+  const auto want = values_of(out);
+  Tensor columns = Tensor::empty({500, 70}), rows = Tensor::empty({20, 2100});
+  kernels().matmul(apart, b.view_slice(1, 2030, 2100), columns);
+  EXPECT_EQ(values_of(columns), values_of(out.view_slice(1, 2030, 2100)));
+  kernels().matmul(apart.view_slice(0, 470, 490), b, rows);
+  EXPECT_EQ(values_of(rows), values_of(out.view_slice(0, 470, 490)));
+  kernels().matmul(apart, b, out);
+  EXPECT_EQ(values_of(out), want);
+  kernels().matmul(across, b, out, {.transpose_a = true});
+  EXPECT_EQ(values_of(out), want);
 }
 
 TEST(Matmul, ErrorsNameBothShapes) {

@@ -12,10 +12,11 @@ namespace rz::cpu {
 
 namespace {
 
-// A panel of A stays in the L1 cache while all panels of a block of B, which stays in the L2 cache, pass by it. C is finished in strips of
-// kStripN columns, so that what one block of k leaves is still near when the next adds to it.
+// A panel of A stays in the L1 cache while all panels of a block of B, which stays in the L2 cache beside a block of A, pass by it. C is
+// finished in strips of kStripN columns, so that what one block of k leaves is still near when the next adds to it; B is packed once for
+// each, unless one block of A is all of it: then block by block, while it is near.
 constexpr int64_t kBlockK = 384;
-constexpr int64_t kBlockM = 192 * kMicroRows;
+constexpr int64_t kBlockM = 480;
 constexpr int64_t kBlockN = 512;
 constexpr int64_t kStripN = 2048;
 constexpr size_t kAlign = 64;
@@ -35,9 +36,24 @@ int64_t block_n(int64_t n) {
   return block_length(std::min(n, kStripN), kBlockN, kMicroColumns<C>);
 }
 
-template <class C, int Vectors, size_t... Row>
+// The columns of B that are packed together, of a strip of `n`, for all `m` rows.
+template <class C>
+int64_t packed_columns(int64_t m, int64_t n) {
+  return block_m(m) >= m ? block_n<C>(n) : round_up(std::min(n, kStripN), kMicroColumns<C>);
+}
+
+// Rows of A that lie a multiple of this apart share few places of the L1 cache: they are packed.
+constexpr int64_t kAliasBytes = 4096;
+
+// Whether the rows of A can be read where they lie.
+template <class T>
+bool reads_in_place(const MatrixView<T>& a) {
+  return std::is_same_v<T, compute_t<T>> && a.column_stride == 1 && a.row_stride * static_cast<int64_t>(sizeof(T)) % kAliasBytes != 0;
+}
+
+template <class C, int Vectors, bool kInPlace, size_t... Row>
 constexpr std::array<MicroKernel<C>, sizeof...(Row)> kernel_row(std::index_sequence<Row...>) {
-  return {micro_kernel<C, static_cast<int>(Row) + 1, Vectors>...};
+  return {micro_kernel<C, static_cast<int>(Row) + 1, Vectors, kInPlace>...};
 }
 
 // The part of the scratch that each purpose takes.
@@ -48,7 +64,7 @@ struct Layout {
   Layout(int64_t m, int64_t n, int64_t k) {
     const int64_t depth = block_k(k);
     a_bytes = aligned(static_cast<size_t>(block_m(m) * depth) * sizeof(C) + kVectorBytes);
-    b_bytes = aligned(static_cast<size_t>(block_n<C>(n) * depth) * sizeof(C) + kVectorBytes);
+    b_bytes = aligned(static_cast<size_t>(packed_columns<C>(m, n) * depth) * sizeof(C) + kVectorBytes);
     bias_bytes = aligned(static_cast<size_t>(round_up(std::min(n, kStripN), kMicroColumns<C>)) * sizeof(C));
     // 16-bit results are summed in float and rounded once.
     c_bytes = std::is_same_v<T, C> ? 0 : aligned(static_cast<size_t>(m * std::min(n, kStripN)) * sizeof(C));
@@ -59,11 +75,11 @@ struct Layout {
 }  // namespace
 
 template <class C>
-MicroKernel<C> kernel_for(int rows, int columns) {
-  static constexpr auto kNarrow = kernel_row<C, 1>(std::make_index_sequence<kMicroRows>());
-  static constexpr auto kWide = kernel_row<C, 2>(std::make_index_sequence<kMicroRows>());
-  const auto row = static_cast<size_t>(rows - 1);
-  return columns <= kLanes<C> ? kNarrow[row] : kWide[row];
+MicroKernel<C> kernel_for(int rows, int columns, bool in_place) {
+  constexpr auto kRows = std::make_index_sequence<kMicroRows>();
+  static constexpr std::array<std::array<MicroKernel<C>, kMicroRows>, 4> kKernels = {
+      kernel_row<C, 1, false>(kRows), kernel_row<C, 2, false>(kRows), kernel_row<C, 1, true>(kRows), kernel_row<C, 2, true>(kRows)};
+  return kKernels[(in_place ? 2 : 0) + (columns > kLanes<C> ? 1 : 0)][static_cast<size_t>(rows - 1)];
 }
 
 template <class T>
@@ -86,6 +102,8 @@ void gemm(const Gemm<T>& g, std::byte* scratch) {
   const int64_t depth = block_k(g.k);
   const int64_t high = block_m(g.m);
   const int64_t wide = block_n<C>(g.n);
+  const int64_t packed_n = packed_columns<C>(g.m, g.n);
+  const bool in_place = reads_in_place(g.a);
 
   for (int64_t js = 0; js < g.n; js += kStripN) {
     const int64_t ns = std::min(kStripN, g.n - js);
@@ -103,20 +121,25 @@ void gemm(const Gemm<T>& g, std::byte* scratch) {
     for (int64_t pc = 0; pc < g.k; pc += depth) {
       const int64_t kc = std::min(depth, g.k - pc);
       const bool add = pc > 0 || (kDirect && g.accumulate);
-      for (int64_t ic = 0; ic < g.m; ic += high) {
-        const int64_t mc = std::min(high, g.m - ic);
-        pack<kRows>(g.a.data + ic * g.a.row_stride + pc * g.a.column_stride, g.a.row_stride, g.a.column_stride, mc, kc, packed_a);
-        for (int64_t jc = 0; jc < ns; jc += wide) {
-          const int64_t nc = std::min(wide, ns - jc);
-          pack<kColumns>(g.b.data + (js + jc) * g.b.column_stride + pc * g.b.row_stride, g.b.column_stride, g.b.row_stride, nc, kc,
-                         packed_b);
-          for (int64_t ir = 0; ir < mc; ir += kRows) {
-            const int rows = static_cast<int>(std::min(kRows, mc - ir));
-            for (int64_t jr = 0; jr < nc; jr += kColumns) {
-              const int columns = static_cast<int>(std::min(kColumns, nc - jr));
-              const Epilogue<C> epilogue{g.alpha, add, with_bias && !add ? bias + jc + jr : nullptr};
-              kernel_for<C>(rows, columns)(kc, packed_a + ir * kc, packed_b + jr * kc, c + (ic + ir) * c_stride + jc + jr, c_stride,
-                                           columns, epilogue);
+      for (int64_t jp = 0; jp < ns; jp += packed_n) {
+        const int64_t np = std::min(packed_n, ns - jp);
+        pack<kColumns>(g.b.data + (js + jp) * g.b.column_stride + pc * g.b.row_stride, g.b.column_stride, g.b.row_stride, np, kc, packed_b);
+        for (int64_t ic = 0; ic < g.m; ic += high) {
+          const int64_t mc = std::min(high, g.m - ic);
+          const T* a = g.a.data + ic * g.a.row_stride + pc * g.a.column_stride;
+          if (!in_place && (jp == 0 || mc < g.m)) pack<kRows>(a, g.a.row_stride, g.a.column_stride, mc, kc, packed_a);
+          for (int64_t jc = 0; jc < np; jc += wide) {
+            const int64_t nc = std::min(wide, np - jc);
+            for (int64_t ir = 0; ir < mc; ir += kRows) {
+              const int rows = static_cast<int>(std::min(kRows, mc - ir));
+              const C* panel = packed_a + ir * kc;
+              if constexpr (kDirect) panel = in_place ? a + ir * g.a.row_stride : panel;
+              for (int64_t jr = jp + jc; jr < jp + jc + nc; jr += kColumns) {
+                const int columns = static_cast<int>(std::min(kColumns, jp + jc + nc - jr));
+                const Epilogue<C> epilogue{g.alpha, add, with_bias && !add ? bias + jr : nullptr};
+                kernel_for<C>(rows, columns, in_place)(kc, panel, g.a.row_stride, packed_b + (jr - jp) * kc, c + (ic + ir) * c_stride + jr,
+                                                       c_stride, columns, epilogue);
+              }
             }
           }
         }

@@ -80,14 +80,20 @@ template <class C, int Rows, int Vectors>
   }
 }
 
-// Rows x Vectors tile: a is k x kMicroRows, b is k x kMicroColumns, both packed. `columns` <= Vectors * lanes are stored.
-template <class C, int Rows, int Vectors>
-void micro_kernel(int64_t k, const C* __restrict a, const C* __restrict b, C* __restrict c, int64_t c_stride, int columns,
-                  const Epilogue<C>& e) {
+// Rows x Vectors tile; b is k x kMicroColumns, packed. Element (i, p) of A is a[i + p * kMicroRows], packed, or, in place,
+// a[i * a_stride + p]: then its rows are read where they lie. `columns` <= Vectors * lanes are stored.
+template <class C, int Rows, int Vectors, bool kInPlace>
+void micro_kernel(int64_t k, const C* __restrict a, [[maybe_unused]] int64_t a_stride, const C* __restrict b, C* __restrict c,
+                  int64_t c_stride, int columns, const Epilogue<C>& e) {
   using V = typename Vector<C>::type;
   using M = typename Vector<C>::memory;
   constexpr int lanes = kLanes<C>;
   constexpr int64_t kAhead = 16;
+  // A pointer to every third row, so that few registers and the addressing modes of most machines reach all.
+  constexpr int kGroup = kInPlace ? 3 : Rows;
+  constexpr int kGroups = (Rows + kGroup - 1) / kGroup;
+  const C* from[kGroups];
+  for (int g = 0; g < kGroups; ++g) from[g] = a + g * kGroup * a_stride;
   V tile[Rows][Vectors] = {};
   // The tile of C arrives while the sums are taken; B streams from the L2 cache a few steps ahead.
 #pragma GCC unroll 16
@@ -104,20 +110,22 @@ void micro_kernel(int64_t k, const C* __restrict a, const C* __restrict b, C* __
     for (int j = 0; j < Vectors; ++j) right[j] = *reinterpret_cast<const M*>(b + j * lanes);
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i) {
+      const C left = from[i / kGroup][i % kGroup * (kInPlace ? a_stride : 1)];
 #pragma GCC unroll 4
-      for (int j = 0; j < Vectors; ++j) tile[i][j] += a[i] * right[j];
+      for (int j = 0; j < Vectors; ++j) tile[i][j] += left * right[j];
     }
-    a += kMicroRows;
+#pragma GCC unroll 4
+    for (int g = 0; g < kGroups; ++g) from[g] += kInPlace ? 1 : kMicroRows;
     b += kMicroColumns<C>;
   }
   store_tile<C, Rows, Vectors>(tile, c, c_stride, columns, e);
 }
 
 template <class C>
-using MicroKernel = void (*)(int64_t, const C*, const C*, C*, int64_t, int, const Epilogue<C>&);
+using MicroKernel = void (*)(int64_t, const C*, int64_t, const C*, C*, int64_t, int, const Epilogue<C>&);
 
-// kernel_for<C>(rows, columns): the smallest tile that covers them.
+// The smallest tile that covers the rows and columns.
 template <class C>
-MicroKernel<C> kernel_for(int rows, int columns);
+MicroKernel<C> kernel_for(int rows, int columns, bool in_place);
 
 }  // namespace rz::cpu
