@@ -4,7 +4,8 @@
 //   y[n, i, j, o] = bias[o] + sum over r, s, c of weight[o, r, s, c] x[n, i stride + r - padding, j stride + s - padding, c]
 // where x is 0 outside the image. All tensors are contiguous and share one floating-point type; f32, f16, bf16 sum in float32, f64 in
 // double. Every sum is taken in an order that depends on the sizes alone: the same bits for any number of threads, and an image's
-// outputs and data gradients do not depend on the other images.
+// outputs and data gradients do not depend on the other images. What is not finite reaches those pixels only that see it, but 3 x 3 sums of
+// an infinity may be NaN: differences of pixels are multiplied (Winograd's filtering).
 #pragma once
 
 #include <cstdint>

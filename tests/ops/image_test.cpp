@@ -78,11 +78,13 @@ TEST(Conv2d, AnImageDoesNotDependOnTheOthers) {
 TEST(Conv2d, WhatIsNotFiniteStaysWhereItIs) {
   Tensor x = random_tensor({1, 6, 20, 17}, 1, -1, 1, DType::f32);
   x.data<float>()[(2 * 20 + 19) * 17 + 3] = std::numeric_limits<float>::quiet_NaN();
-  const Values y = values_of(ops::conv2d(x, random_tensor({5, 3, 3, 17}, 2, -1, 1, DType::f32), {}, {1, 1}));
-  for (int64_t i = 0; i < 6; ++i)
-    for (int64_t j = 0; j < 20; ++j)
-      for (int64_t o = 0; o < 5; ++o)
-        EXPECT_EQ(std::isnan(y[static_cast<size_t>((i * 20 + j) * 5 + o)]), i >= 1 && i <= 3 && j >= 18) << i << ", " << j;
+  for (const int64_t out : {5, 24}) {  // direct sums and Winograd's filtering
+    const Values y = values_of(ops::conv2d(x, random_tensor({out, 3, 3, 17}, 2, -1, 1, DType::f32), {}, {1, 1}));
+    for (int64_t i = 0; i < 6; ++i)
+      for (int64_t j = 0; j < 20; ++j)
+        for (int64_t o = 0; o < out; ++o)
+          EXPECT_EQ(std::isnan(y[static_cast<size_t>((i * 20 + j) * out + o)]), i >= 1 && i <= 3 && j >= 18) << i << ", " << j;
+  }
 }
 
 TEST(Conv2d, OfOnePixelIsTheMatrixProduct) {

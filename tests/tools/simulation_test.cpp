@@ -628,6 +628,9 @@ TEST_F(Recorded, ReplaysWhatItRecorded) {
   const SimulatedRun replayed = simulate(run, run.script, {.network = equal_links(1e15, 0)});
   EXPECT_NEAR(replayed.timing.compute_ms, run.timing.compute_ms, 1e-6);
   EXPECT_NEAR(replayed.timing.step_ms, run.timing.step_ms, 1e-6);
+  EXPECT_LE(replayed.p10_step_ms, replayed.timing.step_ms);
+  EXPECT_GE(replayed.p90_step_ms, replayed.timing.step_ms);
+  EXPECT_GT(replayed.p10_step_ms, 0.9 * replayed.timing.step_ms);
   // On as many ranks with the same samples each, compute stays too.
   StepScript wide = dry_script(job({"training.batch=32", "communication.link=1Gbit,10us"}), 8);
   EXPECT_NEAR(simulate(run, wide, {.network = equal_links(1e15, 0)}).timing.compute_ms, run.timing.compute_ms, 1e-6);

@@ -78,6 +78,8 @@ nlohmann::ordered_json prediction_json(const Prediction& p) {
   json["nodes"] = p.network.nodes;
   if (p.network.nodes > 1) json["inter_node_link"] = p.network.between.str();
   json.update(timing_json(p.run.timing, p.run.tokens_per_s));
+  json["p10_step_ms"] = p.run.p10_step_ms;
+  json["p90_step_ms"] = p.run.p90_step_ms;
   if (!p.notes.empty()) json["notes"] = p.notes;
   return json;
 }

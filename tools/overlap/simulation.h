@@ -25,6 +25,8 @@ struct SimulationOptions {
 
 struct SimulatedRun {
   StepTiming timing;  // of the median step, as RecordedRun::timing
+  double p10_step_ms = 0;  // of the steps' means over the ranks
+  double p90_step_ms = 0;
   double tokens_per_s = 0;
   std::vector<std::vector<StepTiming>> ranks;  // [rank][step], the first step left out
 };

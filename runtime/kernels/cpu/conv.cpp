@@ -1,4 +1,4 @@
-// Convolution on the CPU. Vocabulary:
+// Convolution on the CPU: direct sums, and the choice of Winograd's filtering (conv_winograd.h) where it pays. Vocabulary:
 //   line    the pixels of one image row
 //   phase   with stride s, the pixels of a line whose number leaves a certain rest when divided by s: those that a tap sees in turn
 //   panel   kMicroColumns output channels of the weights, laid out tap by tap
@@ -19,6 +19,7 @@
 #include "runtime/kernels/backend.h"
 #include "runtime/kernels/cpu/conv_micro.h"
 #include "runtime/kernels/cpu/conv_sizes.h"
+#include "runtime/kernels/cpu/conv_winograd.h"
 #include "runtime/kernels/cpu/convert.h"
 #include "runtime/kernels/cpu/gemm_pack.h"
 
@@ -365,7 +366,7 @@ Tensor data_gradient_panels(const ConvSizes& s, Plan& plan, const T* weight) {
   return packed;
 }
 
-// Of one pass; multiplications with the zeros around an image count.
+// Of one pass by its definition: multiplications with the zeros around an image count, and so do those that Winograd's filtering saves.
 double product_flops(const ConvSizes& s) {
   return 2.0 * static_cast<double>(s.images * s.out_height * s.out_width * s.out) * static_cast<double>(s.kernel_h * s.kernel_w * s.in);
 }
@@ -382,8 +383,6 @@ class CpuConvKernels final : public ConvKernels {
     dispatch_floating(y.dtype(), "convolution", [&](auto tag) {
       using T = typename decltype(tag)::type;
       using C = compute_t<T>;
-      const Plan plan = forward_plan(s);
-      const Tensor panels = forward_panels<T>(s, weight.data<T>());
       Tensor wide_bias;
       if (bias.defined()) {
         wide_bias = Tensor::empty({round_up(s.out, kMicroColumns<C>)}, dtype_of<C>, Category::workspace, "convolution bias");
@@ -393,7 +392,14 @@ class CpuConvKernels final : public ConvKernels {
           std::fill(to + s.out, to + wide_bias.numel(), C(0));
         });
       }
-      run<T>(plan, panels.data<C>(), bias.defined() ? wide_bias.data<C>() : nullptr, activation, x.data<T>(), y.data<T>(), false);
+      const C* const added = bias.defined() ? wide_bias.data<C>() : nullptr;
+      if (winograd_pays(s, s.out_height, s.out_width)) {
+        winograd_forward<T>(s, x.data<T>(), weight.data<T>(), added, activation, y.data<T>());
+        return;
+      }
+      const Plan plan = forward_plan(s);
+      const Tensor panels = forward_panels<T>(s, weight.data<T>());
+      run<T>(plan, panels.data<C>(), added, activation, x.data<T>(), y.data<T>(), false);
     });
   }
 
@@ -403,6 +409,10 @@ class CpuConvKernels final : public ConvKernels {
     count_flops(product_flops(s));
     dispatch_floating(dx.dtype(), "convolution", [&](auto tag) {
       using T = typename decltype(tag)::type;
+      if (winograd_pays(s, s.height, s.width)) {
+        winograd_data_gradient<T>(s, grad.data<T>(), weight.data<T>(), dx.data<T>(), accumulate);
+        return;
+      }
       Plan plan = data_gradient_plan(s);
       const Tensor panels = data_gradient_panels<T>(s, plan, weight.data<T>());
       run<T>(plan, panels.data<compute_t<T>>(), nullptr, ConvActivation::none, grad.data<T>(), dx.data<T>(), accumulate);
@@ -419,7 +429,10 @@ class CpuConvKernels final : public ConvKernels {
     count_flops(product_flops(s));
     dispatch_floating(grad.dtype(), "convolution", [&](auto tag) {
       using T = typename decltype(tag)::type;
-      run_weight_gradient<T>(s, grad.data<T>(), x.data<T>(), dweight.data<T>(), accumulate);
+      if (winograd_pays(s, s.out_height, s.out_width))
+        winograd_weight_gradient<T>(s, grad.data<T>(), x.data<T>(), dweight.data<T>(), accumulate);
+      else
+        run_weight_gradient<T>(s, grad.data<T>(), x.data<T>(), dweight.data<T>(), accumulate);
     });
   }
 

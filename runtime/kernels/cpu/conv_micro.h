@@ -82,10 +82,43 @@ void weight_kernel(const PixelLines<C>& lines, C* __restrict c, int64_t c_stride
   store_tile<C, Rows, Vectors>(tile, c, c_stride, columns, e);
 }
 
+// Rows tiles of Winograd's filtering x Vectors of result channels: c[i] = sum over p < k of a[p / lanes][i][p % lanes] * panel[p]. `a` is
+// [k / lanes][kConvRows][lanes], `panel` k x kMicroColumns.
+template <class C, int Rows, int Vectors>
+void tile_kernel(int64_t k, const C* __restrict a, const C* __restrict panel, C* __restrict c, int64_t c_stride) {
+  using V = typename Vector<C>::type;
+  using M = typename Vector<C>::memory;
+  constexpr int lanes = kLanes<C>;
+  V tile[Rows][Vectors] = {};
+  for (int64_t block = 0; block < k; block += lanes) {
+    const int64_t channels = k - block < lanes ? k - block : lanes;
+#pragma GCC unroll 2
+    for (int64_t p = 0; p < channels; ++p) {
+      V right[Vectors];
+#pragma GCC unroll 4
+      for (int j = 0; j < Vectors; ++j) right[j] = *reinterpret_cast<const M*>(panel + j * lanes);
+#pragma GCC unroll 16
+      for (int i = 0; i < Rows; ++i) {
+#pragma GCC unroll 4
+        for (int j = 0; j < Vectors; ++j) tile[i][j] += a[i * lanes + p] * right[j];
+      }
+      panel += kMicroColumns<C>;
+    }
+    a += kConvRows * lanes;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < Rows; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) *reinterpret_cast<M*>(c + i * c_stride + j * lanes) = tile[i][j];
+  }
+}
+
 template <class C>
 using PixelKernel = void (*)(int64_t, const C*, const int32_t*, const C*, C*, int64_t, int, const Epilogue<C>&);
 template <class C>
 using WeightKernel = void (*)(const PixelLines<C>&, C*, int64_t, int, const Epilogue<C>&);
+template <class C>
+using TileKernel = void (*)(int64_t, const C*, const C*, C*, int64_t);
 
 namespace detail {
 template <class C, int Vectors, size_t... Row>
@@ -95,6 +128,10 @@ constexpr std::array<PixelKernel<C>, sizeof...(Row)> pixel_kernels(std::index_se
 template <class C, int Vectors, size_t... Row>
 constexpr std::array<WeightKernel<C>, sizeof...(Row)> weight_kernels(std::index_sequence<Row...>) {
   return {weight_kernel<C, static_cast<int>(Row) + 1, Vectors>...};
+}
+template <class C, int Vectors, size_t... Row>
+constexpr std::array<TileKernel<C>, sizeof...(Row)> tile_kernels(std::index_sequence<Row...>) {
+  return {tile_kernel<C, static_cast<int>(Row) + 1, Vectors>...};
 }
 }  // namespace detail
 
@@ -110,6 +147,13 @@ template <class C>
 WeightKernel<C> weight_kernel_for(int rows, int columns) {
   static constexpr auto kNarrow = detail::weight_kernels<C, 1>(std::make_index_sequence<kMicroRows>());
   static constexpr auto kWide = detail::weight_kernels<C, 2>(std::make_index_sequence<kMicroRows>());
+  const auto row = static_cast<size_t>(rows - 1);
+  return columns <= kLanes<C> ? kNarrow[row] : kWide[row];
+}
+template <class C>
+TileKernel<C> tile_kernel_for(int rows, int columns) {
+  static constexpr auto kNarrow = detail::tile_kernels<C, 1>(std::make_index_sequence<kConvRows>());
+  static constexpr auto kWide = detail::tile_kernels<C, 2>(std::make_index_sequence<kConvRows>());
   const auto row = static_cast<size_t>(rows - 1);
   return columns <= kLanes<C> ? kNarrow[row] : kWide[row];
 }

@@ -22,6 +22,11 @@ template <class T, class C>
   }
 }
 
+template <class C>
+[[gnu::always_inline]] inline void store_vector(typename Vector<C>::type value, C* to) {
+  *reinterpret_cast<typename Vector<C>::memory*>(to) = value;
+}
+
 // Transposes a square of vectors in registers: each round interleaves row i with row i + half, log2(lanes) rounds in all.
 template <class C>
 [[gnu::always_inline]] inline void transpose(typename Vector<C>::type (&rows)[kLanes<C>]) {
