@@ -67,12 +67,12 @@ class DiTBlock final : public nn::Module {
     const auto modulated = [&](const Tensor& x, int64_t first) {
       return ops::layer_norm_modulate(x, part(m, first + 1, width_), part(m, first, width_), epsilon_);
     };
-    const auto gated = [&](const Tensor& h, int64_t index, const char* place) {
+    const auto add_gated = [&](const Tensor& x, const Tensor& h, int64_t index, const char* place) {
       const Tensor kept = ops::dropout(h, dropout_, {key.seed, name_ + place, key.step, key.first_sample}, training());
-      return ops::mul(kept, ops::reshape(part(m, index, width_), {x_BTD.size(0), 1, width_}));
+      return ops::add_gated(x, kept, part(m, index, width_));
     };
-    const Tensor a_BTD = ops::add(x_BTD, gated(attention_.forward(modulated(x_BTD, 0), nullptr), 2, ".attention"));
-    return ops::add(a_BTD, gated(down_.forward(ops::gelu(up_.forward(modulated(a_BTD, 3)))), 5, ".mlp"));
+    const Tensor a_BTD = add_gated(x_BTD, attention_.forward(modulated(x_BTD, 0), nullptr), 2, ".attention");
+    return add_gated(a_BTD, down_.forward(ops::gelu(up_.forward(modulated(a_BTD, 3)))), 5, ".mlp");
   }
 
  private:

@@ -1,4 +1,4 @@
-// Layer norm and RMS norm over rows: x, y, grad and dx are contiguous [N, D] of one type; equations in ops/norm.h.
+// Layer norm and RMS norm over rows, and the gated residual of conditioned blocks: x, y, grad and dx are contiguous [N, D] of one type; equations in ops/norm.h.
 //
 // Gradients of weight and bias come in two steps: backward adds up each of norm_blocks(N) fixed blocks of rows while it makes dx,
 // in one pass over grad and x; add_blocks sums the blocks in order. The same bits for any number of threads.
@@ -30,6 +30,13 @@ class NormKernels {
 
   // out [D] = or += the sum of the rows of blocks, in order.
   virtual void add_blocks(const Tensor& blocks, Tensor& out, bool accumulate) = 0;
+
+  // y = x + h gate for rows [N, D] and a gate of [S, D], of x's type, whose rows each serve N / S rows.
+  virtual void add_gated(const Tensor& x, const Tensor& h, const Tensor& gate, Tensor& y) = 0;
+
+  // dh = or += grad gate; dgate [S, D], of h's compute type, = the sums of grad h over the rows of each sample, in order. One of them may be
+  // undefined.
+  virtual void gate_backward(const Tensor& grad, const Tensor& h, const Tensor& gate, Tensor& dh, bool accumulate, Tensor& dgate) = 0;
 };
 
 }  // namespace rz

@@ -99,6 +99,43 @@ Tensor layer_norm_modulate(const Tensor& x, const Tensor& scale, const Tensor& s
       });
 }
 
+Tensor add_gated(const Tensor& x, const Tensor& h, const Tensor& gate) {
+  RZ_CHECK(is_floating(x.dtype()) && x.rank() >= 2 && h.shape() == x.shape() && h.dtype() == x.dtype(),
+           "add_gated needs two floating-point tensors [N, .., D] of one shape and type, not {} and {}", x.str(), h.str());
+  RZ_CHECK(gate.shape() == (Shape{x.size(0), x.size(-1)}) && gate.dtype() == x.dtype(), "add_gated: a gate {} does not fit {}", gate.str(),
+           x.str());
+  const auto& kernels = backend(x.device());
+  const bool keeps = autograd::needs_grad({gate});
+  const Tensor rows = to_rows(h, keeps ? ambient_category() : Category::workspace);
+  // A copy of a part: a view would keep the other parts of a modulation.
+  const bool keeps_gate = autograd::needs_grad({h});
+  const Tensor dense_gate = to_dense(gate, keeps_gate ? ambient_category() : Category::workspace);
+  Tensor y = Tensor::empty(x.shape(), x.dtype(), "add_gated");
+  Tensor y_rows = view_rows(y);
+  kernels.norm->add_gated(to_rows(x), rows, dense_gate, y_rows);
+  if (!autograd::needs_grad({x, h, gate})) return y;
+  const autograd::Saved saved_h = keeps ? autograd::Saved(rows) : autograd::Saved();
+  const autograd::Saved saved_gate = keeps_gate ? autograd::Saved(dense_gate) : autograd::Saved();
+  return autograd::record("add_gated", y, {x, h, gate}, [&kernels, saved_h, saved_gate](const Tensor& grad, autograd::InputGradients& in) {
+    if (in.wants(0)) in.add(0, grad);
+    const Tensor g = to_rows(grad);
+    const Tensor kept_h = in.wants(2) ? saved_h.get() : Tensor();
+    const Tensor kept_gate = in.wants(1) ? saved_gate.get() : Tensor();
+    const Shape shape{grad.size(0), grad.size(-1)};
+    const DType compute = grad.dtype() == DType::f64 ? DType::f64 : DType::f32;
+    Tensor dgate = in.wants(2) ? Tensor::empty(shape, compute, Category::workspace, "gate gradient") : Tensor();
+    Tensor none;
+    if (in.wants(1))
+      in.into(1, [&](Tensor& out, bool accumulate) {
+        Tensor dh = view_rows(out);
+        kernels.norm->gate_backward(g, kept_h, kept_gate, dh, accumulate, dgate);
+      });
+    else if (in.wants(2))
+      kernels.norm->gate_backward(g, kept_h, kept_gate, none, false, dgate);
+    in.into(2, [&](Tensor& out, bool accumulate) { kernels.elementwise->add_into(dgate, out, accumulate); });
+  });
+}
+
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) { return norm("rms_norm", x, weight, Tensor(), eps, false); }
 
 }  // namespace rz::ops

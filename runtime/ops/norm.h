@@ -17,6 +17,10 @@ Tensor layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, dou
 // of DiT (Peebles and Xie 2022, arXiv 2212.09748, section 3.2). x [N, .., D]; scale, shift [N, D] of x's type.
 Tensor layer_norm_modulate(const Tensor& x, const Tensor& scale, const Tensor& shift, double eps = 1e-6);
 
+// x + h gate, each sample with a gate of its own: what joins a conditioned block's branch h to its residual stream (adaLN-Zero, same
+// section). x, h [N, .., D]; gate [N, D]; one type.
+Tensor add_gated(const Tensor& x, const Tensor& h, const Tensor& gate);
+
 // weight: [D], as above; may be undefined.
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps = 1e-5);
 

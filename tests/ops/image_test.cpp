@@ -113,6 +113,8 @@ TEST(Images, ErrorsNameTheShapes) {
   expect_error_names([&] { ops::group_norm(x, Tensor::zeros({4}), {}, {3}); }, {"f32[4]", "[3]"});
   expect_error_names([&] { ops::group_norm(x, {}, {}, {3}, Tensor::zeros({1, 3}), Tensor::zeros({2, 3})); }, {"f32[1, 3]", "[2, 3]"});
   expect_error_names([&] { ops::layer_norm_modulate(x, Tensor::zeros({2, 3}), Tensor::zeros({3})); }, {"f32[3]", "[2, 5, 4, 3]"});
+  expect_error_names([&] { ops::add_gated(x, x, Tensor::zeros({2, 4})); }, {"f32[2, 4]", "[2, 5, 4, 3]"});
+  expect_error_names([&] { ops::add_gated(x, Tensor::zeros({2, 5, 3}), Tensor::zeros({2, 3})); }, {"[2, 5, 4, 3]", "f32[2, 5, 3]"});
   expect_error_names([&] { ops::max_pool(x, {5, 1}); }, {"5 pixels", "[2, 5, 4, 3]"});
   expect_error_names([&] { ops::max_pool(Tensor::zeros({1, 20, 20, 1}), {17, 1}); }, {"17 x 17", "256"});
   expect_error_names([&] { ops::average_pool(Tensor::zeros({5, 4})); }, {"f32[5, 4]"});

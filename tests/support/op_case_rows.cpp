@@ -355,6 +355,15 @@ void add_norms(std::vector<OpCase>& rows) {
                     return v;
                   }});
   rows.back().precision = 32;
+  rows.push_back({"add_gated",
+                  [](const Tensors& in) { return ops::add_gated(in[0], in[1], in[2]); },
+                  {{{3, 4, 5}}, {{3, 4, 5}}, {{3, 5}}},
+                  [](const Tensors& in) {
+                    Values v = values_of(in[0]);
+                    const Values h = values_of(in[1]), gate = values_of(in[2]);
+                    for (size_t i = 0; i < v.size(); ++i) v[i] += h[i] * gate[i / 20 * 5 + i % 5];
+                    return v;
+                  }});
 }
 
 void add_images(std::vector<OpCase>& rows) {

@@ -209,7 +209,70 @@ class CpuNormKernels final : public NormKernels {
     });
   }
 
+  void add_gated(const Tensor& x, const Tensor& h, const Tensor& gate, Tensor& y) override {
+    check_rows("add_gated", x, h);
+    check_rows("add_gated", x, y);
+    dispatch_floating(x.dtype(), "add_gated", [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      using C = compute_t<T>;
+      const Parameters<C> gates(gate, x, 0);
+      const int64_t width = x.size(1);
+      const T* from = x.data<T>();
+      const T* branch = h.data<T>();
+      T* to = y.data<T>();
+      parallel_for(x.size(0), std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, width)), [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          const T* __restrict xi = from + i * width;
+          const T* __restrict hi = branch + i * width;
+          const C* __restrict w = gates.row(i);
+          T* __restrict yi = to + i * width;
+          for (int64_t k = 0; k < width; ++k) yi[k] = static_cast<T>(math::fma(static_cast<C>(hi[k]), w[k], static_cast<C>(xi[k])));
+        }
+      });
+    });
+  }
+
+  void gate_backward(const Tensor& grad, const Tensor& h, const Tensor& gate, Tensor& dh, bool accumulate, Tensor& dgate) override {
+    if (dgate.defined()) check_rows("gate backward", grad, h);
+    if (dh.defined()) check_rows("gate backward", grad, dh);
+    dispatch_floating(grad.dtype(), "gate backward", [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      using C = compute_t<T>;
+      const Parameters<C> gates(gate, grad, 0);
+      const int64_t width = grad.size(1);
+      const int64_t samples = dgate.defined() ? dgate.size(0) : gate.size(0);
+      const int64_t rows = samples == 0 ? 0 : grad.size(0) / samples;
+      const T* g = grad.data<T>();
+      const T* branch = dgate.defined() ? h.data<T>() : nullptr;
+      T* to = dh.defined() ? dh.data<T>() : nullptr;
+      C* sums = block_data<C>(dgate, samples, width);
+      parallel_for(samples, std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, rows * width)), [&](int64_t begin, int64_t end) {
+        for (int64_t s = begin; s < end; ++s) {
+          if (sums != nullptr) std::fill_n(sums + s * width, width, C(0));
+          for (int64_t i = s * rows; i < (s + 1) * rows; ++i) {
+            const T* gi = g + i * width;
+            if (to != nullptr) gate_row(gi, gates.row(i), to + i * width, width, accumulate);
+            if (sums != nullptr) dot_row(gi, branch + i * width, sums + s * width, width);
+          }
+        }
+      });
+    });
+  }
+
  private:
+  template <class T, class C>
+  static void gate_row(const T* __restrict g, const C* __restrict gate, T* __restrict dh, int64_t width, bool accumulate) {
+    if (accumulate)
+      for (int64_t k = 0; k < width; ++k) dh[k] = static_cast<T>(static_cast<C>(dh[k]) + static_cast<C>(g[k]) * gate[k]);
+    else
+      for (int64_t k = 0; k < width; ++k) dh[k] = static_cast<T>(static_cast<C>(g[k]) * gate[k]);
+  }
+
+  template <class T, class C>
+  static void dot_row(const T* __restrict g, const T* __restrict h, C* __restrict sums, int64_t width) {
+    for (int64_t k = 0; k < width; ++k) sums[k] += static_cast<C>(g[k]) * static_cast<C>(h[k]);
+  }
+
   template <class C>
   static C* block_data(const Tensor& t, int64_t blocks, int64_t width) {
     if (!t.defined()) return nullptr;
