@@ -1,7 +1,8 @@
 // Vocabulary:
-//   tile     4 x 4 pixels of what is read, 2 x 2 of the result; neighbouring tiles are 2 pixels apart. Tiles are numbered through all
-//   images element  one of the 16 of a transformed tile: each is a matrix product of its own strip    up to kConvRows neighbouring tiles:
-//   the rows of a micro tile panel    kMicroColumns channels of the result
+//   tile      4 x 4 pixels of what is read, 2 x 2 of the result; neighbouring tiles are 2 pixels apart; numbered through all images
+//   element   one of the 16 of a transformed tile: each is a matrix product of its own
+//   strip     up to kConvRows neighbouring tiles: the rows of a micro tile
+//   panel     kMicroColumns channels of the result
 //
 //   forward, data gradient   Y = A^T [ (G g G^T) (B^T d B) ] A, summed over the channels read
 //   weight gradient          g = G^T [ (A dY A^T) (B^T d B) ] G, summed over all tiles
