@@ -39,7 +39,7 @@ prepare_environment() {
   if ((EUID == 0)); then
     export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
   fi
-  # Without detect_stack_use_after_return: g++ 12 gives its heap frames less alignment than vectors of AVX-512 need (GCC bug 110027).
+  # Without detect_stack_use_after_return: g++ 12 gives its heap frames less alignment than vectors of AVX-512 need.
   export ASAN_OPTIONS=detect_leaks=1:detect_stack_use_after_return=0:abort_on_error=0
   export LSAN_OPTIONS=suppressions=$PWD/tests/support/lsan.supp:print_suppressions=0
   export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
