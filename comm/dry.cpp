@@ -23,7 +23,7 @@ Work Dry::issue(const Fingerprint& f, const Group& group) {
   state->pulse = pulse_;
   state->print = f;
   state->note(group);
-  state->start(steady_now_ns());
+  state->start();
   state->finish({.sent_bytes = moved.sent_bytes}, {});
   return Work(std::move(state));
 }

@@ -133,7 +133,7 @@ bool Progress::begin_here(Operation& operation) {
     begun_ = std::make_unique<Operation>(std::move(operation));
     has_begun_ = true;
   }
-  begun_->work->start(begun_->work->times.queued_ns);
+  begun_->work->start();
   begin_shared(*begun_);
   begun_->shared->begin();
   return true;
@@ -281,7 +281,7 @@ void Progress::finish(const Operation& operation, const Work::State::Moved& move
 
 void Progress::run_operation(Operation& operation) {
   delay(fuzz_);
-  if (!operation.shared) operation.work->start(steady_now_ns());
+  if (!operation.shared) operation.work->start();
   operation.work->take_up();
   current_ = &operation;
   current_started_ns_ = last_progress_ns_ = steady_now_ns();

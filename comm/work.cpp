@@ -26,9 +26,9 @@ void Work::State::note(const Group& group) {
   log = recorder->log();
 }
 
-void Work::State::start(int64_t now_ns) {
+void Work::State::start() {
   std::lock_guard lock(mutex);
-  times.started_ns = now_ns;
+  times.started_ns = steady_now_ns();
 }
 
 void Work::State::take_up() {

@@ -45,7 +45,7 @@ struct Work::State {
   // Describes the operation: "rank 2/4 host h op#7 ...".
   std::string what() const;
   // It begins now. Whichever thread that is, the progress thread takes it up, at once or later, unless a caller ends it.
-  void start(int64_t now_ns);
+  void start();
   void take_up();
   void finish(const Moved& moved, std::string failure);
   bool has_ended();

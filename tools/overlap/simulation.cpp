@@ -29,9 +29,10 @@ class Simulator {
         shares_cores_(options.same_machine && script.ranks * recorded.threads > recorded.cores),
         // Other programs go to idle cores first. And of ranks that took turns on too few cores the time that they used says more than what is left
         // when turns are reckoned off.
-        without_others_(recorded.ranks_per_machine * recorded.threads > recorded.cores ||
-                        (recorded.ranks_per_machine * recorded.threads == recorded.cores && options.same_machine &&
-                         script.ranks * recorded.threads < recorded.cores)),
+        without_others_(script.ranks != recorded.ranks &&
+                        (recorded.ranks_per_machine * recorded.threads > recorded.cores ||
+                         (recorded.ranks_per_machine * recorded.threads == recorded.cores && options.same_machine &&
+                          script.ranks * recorded.threads < recorded.cores))),
         shares_with_progress_((options.same_machine ? script.ranks : recorded.ranks_per_machine) * recorded.threads >= recorded.cores) {
     check_script();
     for (const ScriptOperation& o : script.operations) {
