@@ -8,6 +8,7 @@
 
 #include "comm/types.h"
 #include "runtime/core/error.h"
+#include "tools/overlap/quantile.h"
 
 namespace rz::tools {
 
@@ -63,11 +64,9 @@ Slowness slowest_link(const RunTrace& run) {
 Stragglers find_stragglers(const RunAccount& account) {
   std::vector<Stragglers::Slow> busy;
   for (const std::vector<StepAccount>& steps : account.ranks) {
-    std::vector<int64_t> times;
-    for (const StepAccount& a : steps) times.push_back(a.compute_ns() + a.other_ns());
-    const auto middle = times.begin() + static_cast<std::ptrdiff_t>((times.size() - 1) / 2);
-    std::ranges::nth_element(times, middle);
-    busy.push_back({steps.front().rank, static_cast<double>(*middle) * 1e-6});
+    std::vector<double> times_ms;
+    for (const StepAccount& a : steps) times_ms.push_back(static_cast<double>(a.compute_ns() + a.other_ns()) * 1e-6);
+    busy.push_back({steps.front().rank, quantile(std::move(times_ms), 0.5)});
   }
   std::ranges::stable_sort(busy, std::ranges::greater{}, &Stragglers::Slow::busy_ms);
   const Stragglers::Slow& usual = busy[busy.size() / 2];

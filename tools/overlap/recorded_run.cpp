@@ -9,6 +9,7 @@
 #include "tools/job_file.h"
 #include "tools/overlap/account.h"
 #include "tools/overlap/network_fit.h"
+#include "tools/overlap/quantile.h"
 #include "tools/session.h"
 
 namespace rz::tools {
@@ -20,13 +21,6 @@ using trace::Event;
 constexpr int64_t kWarmUpSteps = 2;
 constexpr double kLongGap = 5;  // medians; what is longer was an evaluation or a checkpoint, not the way from a step to the next
 
-double quantile(std::vector<double> values, double q) {
-  if (values.empty()) return 0;
-  const auto at = values.begin() + static_cast<std::ptrdiff_t>(q * static_cast<double>(values.size() - 1));
-  std::ranges::nth_element(values, at);
-  return *at;
-}
-
 double median(std::vector<double> values) { return quantile(std::move(values), 0.5); }
 
 double to_ms(int64_t ns) { return static_cast<double>(ns) * 1e-6; }
@@ -36,7 +30,7 @@ double to_ms(int64_t ns) { return static_cast<double>(ns) * 1e-6; }
 class CoreTime {
  public:
   // `ranks`: of one machine.
-  CoreTime(const RunTrace& trace, const std::vector<int>& ranks, int threads, int cores) : threads_(threads) {
+  CoreTime(const RunTrace& trace, const std::vector<int>& ranks, int threads, int cores) {
     const int most = static_cast<int>(ranks.size()) * threads;
     if (most < cores) return;
     struct Change {
@@ -66,7 +60,6 @@ class CoreTime {
     }
   }
 
-  int threads() const { return threads_; }  // of a rank
   double between(int64_t begin, int64_t end) const { return points_.empty() ? static_cast<double>(end - begin) : at(end) - at(begin); }
 
  private:
@@ -84,14 +77,13 @@ class CoreTime {
     if (after == points_.begin()) return rate_before_ * static_cast<double>(time - points_.front().time);
     return (after - 1)->spent + (after - 1)->rate * static_cast<double>(time - (after - 1)->time);
   }
-  int threads_;
   std::vector<Point> points_;
   double rate_before_ = 1;
 };
 
 // The step's durations by interval of the script; nothing when it is not a step of that script.
 std::optional<RecordedStep> read_step(const std::vector<StepPiece>& pieces, const trace::Step& step, const StepScript& script,
-                                      const CoreTime& cores, double issue_ns) {
+                                      const CoreTime& cores, int threads, double issue_ns) {
   RecordedStep out;
   int64_t at = step.begin_ns;
   double spent = 0;
@@ -118,7 +110,7 @@ std::optional<RecordedStep> read_step(const std::vector<StepPiece>& pieces, cons
   }
   spend_until(step.end_ns);
   if (!end_interval(kStepEnd) || out.intervals_ns.size() != script.intervals.size()) return std::nullopt;
-  if (cores.threads() == 1) {  // of more threads one alone says little
+  if (threads == 1) {  // of more threads one alone says little
     const double all = std::reduce(out.intervals_ns.begin(), out.intervals_ns.end(), out.update_ns);
     out.used = std::max(0.0, used_ns) / std::max(all, 1.0);
   }
@@ -223,7 +215,7 @@ RecordedRun recorded_run(const RunTrace& trace) {
     for (int r = 0; r < run.ranks; ++r) {
       const trace::Step& step = trace.at(r, number);
       const auto pieces = pieces_of(step, trace.ranks[static_cast<size_t>(r)].names, run.script.buckets);
-      if (auto read = read_step(pieces, step, run.script, cores_of(r), run.costs.issue_ns)) of_ranks.push_back(std::move(*read));
+      if (auto read = read_step(pieces, step, run.script, cores_of(r), run.threads, run.costs.issue_ns)) of_ranks.push_back(std::move(*read));
     }
     if (of_ranks.size() < trace.ranks.size()) continue;
     usable.push_back(number);

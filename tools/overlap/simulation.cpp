@@ -8,6 +8,7 @@
 
 #include "models/data/batch.h"
 #include "runtime/core/error.h"
+#include "tools/overlap/quantile.h"
 
 namespace rz::tools {
 
@@ -77,10 +78,8 @@ class Simulator {
     std::vector<double> steps_ms(out.ranks.front().size());
     for (const auto& rank : out.ranks)
       for (size_t i = 0; i < steps_ms.size(); ++i) steps_ms[i] += rank[i].step_ms / script_.ranks;
-    std::ranges::sort(steps_ms);
-    const auto quantile = [&](double q) { return steps_ms[static_cast<size_t>(q * static_cast<double>(steps_ms.size() - 1))]; };
-    out.p10_step_ms = quantile(0.1);
-    out.p90_step_ms = quantile(0.9);
+    out.p10_step_ms = quantile(steps_ms, 0.1);
+    out.p90_step_ms = quantile(steps_ms, 0.9);
     out.tokens_per_s = static_cast<double>(script_.batch * script_.items_per_sample) / (out.timing.step_ms * 1e-3);
     return out;
   }

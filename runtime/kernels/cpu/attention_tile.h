@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "runtime/kernels/cpu/lanes.h"
+#include "runtime/kernels/cpu/rounding.h"
 
 namespace rz::cpu {
 
@@ -33,8 +34,6 @@ template <class C>
 using Vector = typename VectorOf<C>::type;
 template <class C>
 inline constexpr int64_t kPanel = kLanes<C> * kPanelVectors;
-
-constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 // c[kRows][kVectors vectors] = or += sum over k in [0, depth) of a(row, k) * b[k][..]. a(row, k) is a[row * lda + k], or
 // a[k * lda + row] when kTransposed.

@@ -22,6 +22,7 @@
 #include "runtime/kernels/cpu/conv_winograd.h"
 #include "runtime/kernels/cpu/convert.h"
 #include "runtime/kernels/cpu/gemm_pack.h"
+#include "runtime/kernels/cpu/rounding.h"
 
 namespace rz::cpu {
 
@@ -31,8 +32,6 @@ constexpr int64_t kMultiplyAddsPerPiece = 1 << 18;  // below this a thread is no
 constexpr int64_t kPixelsPerSum = 160;              // the weight gradient reads so many pixels of both images from the L1 cache
 constexpr int64_t kPixelsPerCopy = 196;
 
-int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
-int64_t ceil_divide(int64_t x, int64_t y) { return (x + y - 1) / y; }
 int64_t floor_divide(int64_t x, int64_t y) { return x >= 0 ? x / y : -ceil_divide(-x, y); }
 
 // to[c * to_step + i] = from[i * from_step + c] for i < count, c < channels. Writes whole vectors: zeros may go beyond `count`, over

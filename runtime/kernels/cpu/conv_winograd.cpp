@@ -21,6 +21,7 @@
 #include "runtime/kernels/cpu/conv_micro.h"
 #include "runtime/kernels/cpu/convert.h"
 #include "runtime/kernels/cpu/gemm_pack.h"
+#include "runtime/kernels/cpu/rounding.h"
 
 namespace rz::cpu {
 
@@ -35,9 +36,6 @@ constexpr int64_t kLeastBlockStrips = 3;            // fewer would read the weig
 constexpr int64_t kTilesPerSum = 64;                // of the weight gradient: its order depends on this
 constexpr int64_t kSumRows = 128;                   // most channels of the gradient and
 constexpr int64_t kSumColumns = 64;                 // of the image whose sums are kept in the cache
-
-int64_t ceil_divide(int64_t x, int64_t y) { return (x + y - 1) / y; }
-int64_t round_up(int64_t x, int64_t to) { return ceil_divide(x, to) * to; }
 
 template <class C>
 using V = typename Vector<C>::type;

@@ -7,6 +7,7 @@
 #include "runtime/kernels/cpu/convert.h"
 #include "runtime/kernels/cpu/gemm_micro.h"
 #include "runtime/kernels/cpu/gemm_pack.h"
+#include "runtime/kernels/cpu/rounding.h"
 
 namespace rz::cpu {
 
@@ -21,7 +22,6 @@ constexpr int64_t kBlockN = 512;
 constexpr int64_t kStripN = 2048;
 constexpr size_t kAlign = 64;
 
-int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 size_t aligned(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
 // The length of equal blocks, as few as possible, of at most `most`; a multiple of `unit`, which divides `most`.
