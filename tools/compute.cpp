@@ -5,6 +5,7 @@
 
 #include "comm/launch.h"
 #include "runtime/core/rank_context.h"
+#include "runtime/kernels/cpu/tile_registers.h"
 #include "tools/console.h"
 
 namespace rz::tools {
@@ -16,6 +17,10 @@ void set_threads(int threads, const comm::Communicator& comm) {
 }
 
 void set_products(const ringzero::Job& job) { RankContext::current()->set_tiles(job.training().products() == ringzero::Training::AUTO); }
+
+const char* products_name() {
+  return RankContext::current()->tiles() && cpu::tiles_available() ? "tile registers" : "multiply-adds";
+}
 
 void set_compute(const ringzero::Job& job, const comm::Communicator& comm) {
   set_threads(static_cast<int>(job.training().threads()), comm);

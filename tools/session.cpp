@@ -111,7 +111,10 @@ void check_batch(const ringzero::Job& job, int ranks) {
 }
 
 void check_same_job(const ringzero::Job& job, const Task& task, comm::Communicator& comm) {
-  check_agreement(comm, {{"program", version_text()}, {"job", effective_text(job)}, {"data", fmt::format("{:016x}", task.data_digest())}});
+  check_agreement(comm, {{"program", build_text()},
+                         {"way to multiply matrices (training.products)", products_name()},
+                         {"job", effective_text(job)},
+                         {"data", fmt::format("{:016x}", task.data_digest())}});
 }
 
 std::unique_ptr<Task> make_task_of_rank(const ringzero::Job& job, comm::Communicator& comm) {

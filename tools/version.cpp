@@ -9,7 +9,7 @@
 #include <xxhash.h>
 
 #include "runtime/core/error.h"
-#include "runtime/kernels/cpu/gemm_tiles.h"
+#include "runtime/kernels/cpu/tile_registers.h"
 
 namespace rz::tools {
 
@@ -22,7 +22,7 @@ std::string cpu_name() {
 }
 }  // namespace
 
-std::string version_text() {
+std::string build_text() {
   char mpi[MPI_MAX_LIBRARY_VERSION_STRING];
   int length = 0;
   MPI_Get_library_version(mpi, &length);
@@ -36,18 +36,22 @@ std::string version_text() {
   return fmt::format(
       "ringzero {}\n"
       "compiler   {} {}, {} build, flags {}\n"
-      "cpu level  {} (sanitizers: {}), matrix products {}\n"
-      "libraries  {}; protobuf {}; fmt {}; nlohmann-json {}.{}.{}; xxHash {}\n"
-      "cpu        {}, {} hardware threads",
+      "cpu level  {} (sanitizers: {})\n"
+      "libraries  {}; protobuf {}; fmt {}; nlohmann-json {}.{}.{}; xxHash {}",
       RZ_VERSION,
 #ifdef __clang__
       "clang", __clang_version__,
 #else
       "g++", __VERSION__,
 #endif
-      RZ_BUILD_TYPE, RZ_CXX_FLAGS, RZ_CPU_LEVEL, sanitize, cpu::tiles_available() ? "in tile registers" : "by multiply-adds", mpi_text,
+      RZ_BUILD_TYPE, RZ_CXX_FLAGS, RZ_CPU_LEVEL, sanitize, mpi_text,
       google::protobuf::internal::VersionString(GOOGLE_PROTOBUF_VERSION), FMT_VERSION, NLOHMANN_JSON_VERSION_MAJOR, NLOHMANN_JSON_VERSION_MINOR,
-      NLOHMANN_JSON_VERSION_PATCH, XXH_versionNumber(), cpu_name(), std::thread::hardware_concurrency());
+      NLOHMANN_JSON_VERSION_PATCH, XXH_versionNumber());
+}
+
+std::string version_text() {
+  return fmt::format("{}\ncpu        {}, {} hardware threads, matrix products {}", build_text(), cpu_name(), std::thread::hardware_concurrency(),
+                     cpu::tiles_available() ? "in tile registers" : "by multiply-adds");
 }
 
 void require_cpu() {

@@ -5,7 +5,10 @@
 
 namespace rz::tools {
 
-// Version, compiler, flags, CPU level, libraries, CPU; one line each.
+// Version, compiler, flags, CPU level, libraries; one line each. Ranks with the same text round alike, but for their products.
+std::string build_text();
+
+// The build, and the machine: its CPU, and how matrices are multiplied on it.
 std::string version_text();
 
 // ConfigError naming the level unless this CPU has the instructions that the program was built for.

@@ -32,7 +32,7 @@ class RankContext {
   // Replaces the pool; call it only while no parallel_for of this rank runs. ConfigError unless 1 <= threads <= 1024.
   void set_threads(int threads);
 
-  // Whether its matrix products may use the CPU's tile registers where there are any (kernels/cpu/gemm_tiles.h): faster, other bits. At
+  // Whether its matrix products may use the CPU's tile registers where there are any (kernels/cpu/tile_registers.h): faster, other bits. At
   // first they may. Set by one thread, before the rank computes.
   bool tiles() const { return tiles_; }
   void set_tiles(bool allowed) { tiles_ = allowed; }

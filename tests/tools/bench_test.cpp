@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "runtime/kernels/cpu/tile_registers.h"
 #include "tests/tools/tiny_run.h"
 
 namespace rz::tools {
@@ -63,6 +64,7 @@ TEST_F(BenchTest, CountsTheArithmeticOfAStepAndAccountsForItsTime) {
     EXPECT_LT(processor[i], each[i] + 1);
   }
   EXPECT_GT(one["matmul_peak_gflops"], 0);
+  EXPECT_EQ(one["products"], cpu::tiles_available() ? "tile registers" : "multiply-adds");
   EXPECT_NEAR(one["model_flop_utilization"].get<double>(), one["gflops"].get<double>() / one["matmul_peak_gflops"].get<double>(), 1e-9);
 }
 

@@ -12,6 +12,7 @@
 
 #include "comm/launch.h"
 #include "runtime/core/random.h"
+#include "runtime/kernels/cpu/tile_registers.h"
 #include "tests/support/ranks.h"
 #include "tests/tools/run_files.h"
 #include "tools/job_file.h"
@@ -124,6 +125,27 @@ TEST_F(Training, StagesRanksAndRepetitionAgree) {
     const auto a = losses(out), b = losses("reference");
     for (size_t i = 0; i < a.size(); ++i) EXPECT_NEAR(a[i], b[i], 1e-5 * b[i]) << ranks << " ranks, step " << i;
   }
+}
+
+// One way of multiplying gives one result on any machine with multiply-adds; where there are tile registers the other gives other bits of
+// nearly the same numbers, and what a run trained is sampled its own way.
+TEST_F(Training, ProductsAreMultipliedAsTheJobSays) {
+  const std::vector<std::string> wide = {"transformer.width=64", "transformer.dropout=0"};
+  auto by_adds = wide;
+  by_adds.push_back("training.products=MULTIPLY_ADDS");
+  for (const char* stage : {"0", "3"}) {
+    const std::string ending = stage;
+    auto overrides = wide;
+    overrides.push_back("sharding.stage=" + ending);
+    run(job(overrides), 3, "auto" + ending);
+    overrides = by_adds;
+    overrides.push_back("sharding.stage=" + ending);
+    run(job(overrides), 3, "adds" + ending);
+  }
+  EXPECT_EQ(summary("auto0").at("weights_digest"), summary("auto3").at("weights_digest"));
+  EXPECT_EQ(summary("adds0").at("weights_digest"), summary("adds3").at("weights_digest"));
+  EXPECT_EQ(summary("auto0").at("weights_digest") == summary("adds0").at("weights_digest"), !cpu::tiles_available());
+  EXPECT_NEAR(summary("auto0").at("val_loss").get<double>(), summary("adds0").at("val_loss").get<double>(), 1e-4);
 }
 
 TEST_F(Training, AutomaticBucketsAreChosenAlikeAndChangeNothingElse) {
