@@ -149,7 +149,8 @@ void Progress::help(const Work::State& work) {
     // Most end without a look at the clock.
     int64_t begun = 0, yielded = 0;
     const bool is_crowded = crowded_until_ns_ != 0 && steady_now_ns() < crowded_until_ns_;
-    const int spins = is_crowded ? 100 : begun_->group->size() > cores() ? 0 : 1000;
+    // Ranks may be on one core though there are enough: then each of these polls keeps the other from coming.
+    const int spins = !is_crowded && begun_->group->size() > cores() ? 0 : 100;
     try {
       for (int polls = 0; !failed_ && !transport_->is_halted();) {
         const SharedOperation::Outcome outcome = begun_->shared->advance();
