@@ -8,6 +8,7 @@
 #include "runtime/core/error.h"
 #include "runtime/core/rank_context.h"
 #include "tools/agree.h"
+#include "tools/compute.h"
 #include "tools/overlap/what_if.h"
 #include "tools/session.h"
 
@@ -61,7 +62,7 @@ TunedBucket tune_bucket(const ringzero::Job& job, comm::Communicator& comm) {
   if (comm.size() == 1) return tuned;
   const auto start = std::chrono::steady_clock::now();
   check_batch(job, comm.size());
-  RankContext::current()->set_threads(threads_of(job, comm));
+  set_compute(job, comm);
   const auto traces = optim::checkpoint::gather_strings(comm, pack_trace(record_trial(trial_of(job), comm)));
   on_rank_zero(comm, "sharding.bucket_mb: auto", [&] { tuned = choose(traces); });
   tuned.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

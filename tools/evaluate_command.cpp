@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "comm/launch.h"
+#include "tools/compute.h"
 #include "tools/evaluate.h"
 #include "tools/sample.h"
 #include "tools/sample_command.h"
@@ -33,7 +34,7 @@ void add_evaluate_command(CLI::App& app, int& exit_code) {
     if (!comm::under_mpirun()) launch.ranks = flags->ranks;
     launch.deadline_s = 600;  // rank 0 measures alone at the end
     exit_code = comm::run_ranks(launch, [&](comm::Communicator& comm) {
-      set_automatic_threads(flags->threads, comm);
+      set_threads(flags->threads, comm);
       evaluate_run(flags->options, comm);
     });
   });

@@ -18,6 +18,7 @@
 #include "runtime/core/random.h"
 #include "tools/agree.h"
 #include "tools/atomic_file.h"
+#include "tools/compute.h"
 #include "tools/console.h"
 #include "tools/job_file.h"
 #include "tools/picture.h"
@@ -156,6 +157,7 @@ TrainedDiffusion load_diffusion(const std::string& run, comm::Communicator& comm
   TrainedDiffusion model;
   model.job = load_job(run + "/job.textproto");
   RZ_CONFIG_CHECK(is_diffusion(model.job), "{} trained no diffusion model", run);
+  set_products(model.job);
   model.info = read_images_info(run);
   model.process = make_process(model.job, model.info);
   model.network = make_network(model.job, model.info);

@@ -5,7 +5,9 @@
 
 #include "comm/dry.h"
 #include "optim/checkpoint/slice_table.h"
+#include "runtime/core/parallel.h"
 #include "runtime/core/rank_context.h"
+#include "tools/compute.h"
 #include "tools/diffusion_task.h"
 #include "tools/dry_task.h"
 #include "tools/job_auto.h"
@@ -55,8 +57,8 @@ Plan make_plan(const ringzero::Job& given, const PlanOptions& options) {
   const RankContextScope scope(RankContext::make_dry(options.rank));
   comm::Communicator comm = comm::make_dry_communicator(options.rank, options.ranks);
   PhaseScope phase(Phase::init);
-  plan.threads = threads_of(job, comm);
-  RankContext::current()->set_threads(plan.threads);
+  set_compute(job, comm);
+  plan.threads = thread_count();
   auto task = make_dry_task(job, plan.notes);
   check_same_job(job, *task, comm);
   Session session(job, std::move(task), comm);

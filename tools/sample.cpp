@@ -5,10 +5,10 @@
 #include <iterator>
 #include <nlohmann/json.hpp>
 #include <sstream>
-#include <thread>
 
 #include "comm/launch.h"
 #include "runtime/core/rank_context.h"
+#include "tools/compute.h"
 #include "tools/console.h"
 #include "tools/job_file.h"
 
@@ -46,16 +46,11 @@ std::string sample_text(models::Transformer& model, const Vocabulary& vocabulary
   return fmt::format("{}", fmt::join(tokens, " "));
 }
 
-void set_automatic_threads(int threads, const comm::Communicator& comm) {
-  const int here = comm::under_mpirun() ? ranks_on_this_machine() : comm.size();
-  const int automatic = std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / here);
-  RankContext::current()->set_threads(threads > 0 ? threads : automatic);
-}
-
 void sample_run(const SampleOptions& options, comm::Communicator& comm) {
-  set_automatic_threads(options.threads, comm);
+  set_threads(options.threads, comm);
   const auto job = load_job(options.run + "/job.textproto");
   if (is_diffusion(job)) return sample_images_command(options.images, comm);
+  set_products(job);
   RZ_CONFIG_CHECK(job.has_transformer(), "{} trained no model that generates", options.run);
   const std::string vocabulary_path = options.run + "/vocabulary.json";
   const Vocabulary vocabulary = parse_vocabulary(read_file(vocabulary_path), vocabulary_path);

@@ -26,9 +26,6 @@ struct SampleOptions {
   ImageSampleCommand images;  // for a diffusion model
 };
 
-// Compute threads of this rank: `threads`, or where that is 0 the machine's cores over the ranks on it.
-void set_automatic_threads(int threads, const comm::Communicator& comm);
-
 // Loads the newest whole checkpoint of a run (its weight average where it has one) and prints a sample, or draws images. COLLECTIVE.
 void sample_run(const SampleOptions& options, comm::Communicator& comm);
 

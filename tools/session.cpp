@@ -2,13 +2,13 @@
 
 #include <algorithm>
 #include <array>
-#include <thread>
 
 #include "comm/launch.h"
 #include "models/data/batch.h"
 #include "optim/shard/micro_batches.h"
 #include "runtime/core/rank_context.h"
 #include "tools/agree.h"
+#include "tools/compute.h"
 #include "tools/console.h"
 #include "tools/job_file.h"
 #include "tools/version.h"
@@ -95,12 +95,6 @@ optim::ShardingOptions sharding_options(const ringzero::Job& job, int rank, int 
   return o;
 }
 
-int threads_of(const ringzero::Job& job, const comm::Communicator& comm) {
-  if (job.training().threads() > 0) return static_cast<int>(job.training().threads());
-  const int here = comm::under_mpirun() ? ranks_on_this_machine() : comm.size();
-  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / here);
-}
-
 std::optional<comm::NetworkSpec> network_of(const ringzero::Job& job) {
   const auto& c = job.communication();
   if (c.link().empty() && c.inter_node_link().empty()) return std::nullopt;
@@ -122,7 +116,7 @@ void check_same_job(const ringzero::Job& job, const Task& task, comm::Communicat
 
 std::unique_ptr<Task> make_task_of_rank(const ringzero::Job& job, comm::Communicator& comm) {
   check_batch(job, comm.size());
-  RankContext::current()->set_threads(threads_of(job, comm));
+  set_compute(job, comm);
   auto task = make_task(job);
   check_same_job(job, *task, comm);
   return task;

@@ -21,9 +21,6 @@ namespace rz::tools {
 // The tensor of a checkpoint that holds Task::state().
 inline constexpr const char* kTaskState = "task.state";
 
-// Compute threads of each rank: the job's, or the machine's cores over the ranks on it.
-int threads_of(const ringzero::Job& job, const comm::Communicator& comm);
-
 std::unique_ptr<optim::Optimizer> make_optimizer(const ringzero::Optimizer& message);
 // How `ranks` ranks share the job; `rank` is this one.
 optim::ShardingOptions sharding_options(const ringzero::Job& job, int rank, int ranks);
@@ -40,7 +37,7 @@ void check_batch(const ringzero::Job& job, int ranks);
 // All ranks run the same program, job and data, or an error says who does not. COLLECTIVE.
 void check_same_job(const ringzero::Job& job, const Task& task, comm::Communicator& comm);
 
-// The job's task, made on this rank: its threads are set, and job and data are those of the other ranks. COLLECTIVE.
+// The job's task, made on this rank: set_compute(), and job and data are those of the other ranks. COLLECTIVE.
 std::unique_ptr<Task> make_task_of_rank(const ringzero::Job& job, comm::Communicator& comm);
 
 class Session {

@@ -9,6 +9,7 @@
 #include <xxhash.h>
 
 #include "runtime/core/error.h"
+#include "runtime/kernels/cpu/gemm_tiles.h"
 
 namespace rz::tools {
 
@@ -35,7 +36,7 @@ std::string version_text() {
   return fmt::format(
       "ringzero {}\n"
       "compiler   {} {}, {} build, flags {}\n"
-      "cpu level  {} (sanitizers: {})\n"
+      "cpu level  {} (sanitizers: {}), matrix products {}\n"
       "libraries  {}; protobuf {}; fmt {}; nlohmann-json {}.{}.{}; xxHash {}\n"
       "cpu        {}, {} hardware threads",
       RZ_VERSION,
@@ -44,7 +45,7 @@ std::string version_text() {
 #else
       "g++", __VERSION__,
 #endif
-      RZ_BUILD_TYPE, RZ_CXX_FLAGS, RZ_CPU_LEVEL, sanitize, mpi_text,
+      RZ_BUILD_TYPE, RZ_CXX_FLAGS, RZ_CPU_LEVEL, sanitize, cpu::tiles_available() ? "in tile registers" : "by multiply-adds", mpi_text,
       google::protobuf::internal::VersionString(GOOGLE_PROTOBUF_VERSION), FMT_VERSION, NLOHMANN_JSON_VERSION_MAJOR, NLOHMANN_JSON_VERSION_MINOR,
       NLOHMANN_JSON_VERSION_PATCH, XXH_versionNumber(), cpu_name(), std::thread::hardware_concurrency());
 }

@@ -32,11 +32,17 @@ class RankContext {
   // Replaces the pool; call it only while no parallel_for of this rank runs. ConfigError unless 1 <= threads <= 1024.
   void set_threads(int threads);
 
+  // Whether its matrix products may use the CPU's tile registers where there are any (kernels/cpu/gemm_tiles.h): faster, other bits. At
+  // first they may. Set by one thread, before the rank computes.
+  bool tiles() const { return tiles_; }
+  void set_tiles(bool allowed) { tiles_ = allowed; }
+
  private:
   RankContext(int rank, int threads, bool dry);
 
   int rank_;
   bool dry_;
+  bool tiles_ = true;
   std::shared_ptr<MemoryTracker> memory_;
   std::unique_ptr<ThreadPool> threads_;
 };

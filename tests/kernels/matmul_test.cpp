@@ -1,5 +1,5 @@
-// Matrix products against a naive triple loop in double, over shapes at the edges of tiles and blocks, layouts and types; and
-// what their bits may depend on.
+// Matrix products, by multiply-adds and in tile registers, against a naive triple loop in double, over shapes at the edges of tiles and
+// blocks, layouts and types; and what their bits may depend on.
 #include "runtime/kernels/matmul.h"
 
 #include <gtest/gtest.h>
@@ -7,7 +7,9 @@
 #include <cmath>
 
 #include "runtime/core/rank_context.h"
+#include "runtime/core/random.h"
 #include "runtime/kernels/backend.h"
+#include "runtime/kernels/cpu/gemm_tiles.h"
 #include "tests/support/gradcheck.h"
 
 namespace rz {
@@ -53,9 +55,26 @@ void expect_close(const Tensor& out, const std::vector<double>& want, double bou
 
 MatmulKernels& kernels() { return *backend({}).matmul; }
 
-TEST(Matmul, EveryShapeLayoutAndTypeMatchesTheNaiveProduct) {
-  const int64_t sizes[][3] = {{1, 1, 1},    {1, 33, 7},   {2, 3, 5},     {12, 32, 16},   {13, 33, 17}, {11, 31, 385},
-                              {5, 70, 800}, {64, 64, 64}, {200, 50, 40}, {30, 1100, 20}, {490, 40, 30}};
+std::shared_ptr<RankContext> context_with(bool tiles, int threads = 1) {
+  auto context = RankContext::make(0, threads);
+  context->set_tiles(tiles);
+  return context;
+}
+
+// Both ways of a product; the parameter is whether in tiles.
+class Matmul : public testing::TestWithParam<bool> {
+ protected:
+  void SetUp() override {
+    if (GetParam() && !cpu::tiles_available()) GTEST_SKIP() << "not run: this CPU, system or build has no tile registers";
+  }
+  std::shared_ptr<RankContext> context(int threads = 1) { return context_with(GetParam(), threads); }
+  const RankContextScope scope_{context_with(GetParam())};
+};
+INSTANTIATE_TEST_SUITE_P(Ways, Matmul, testing::Bool(), [](const auto& info) { return info.param ? "tiles" : "multiply_adds"; });
+
+TEST_P(Matmul, EveryShapeLayoutAndTypeMatchesTheNaiveProduct) {
+  const int64_t sizes[][3] = {{1, 1, 1},    {1, 33, 7},   {2, 3, 5},     {12, 32, 16},   {13, 33, 17},  {11, 31, 385},  {5, 70, 800},  {64, 64, 64},
+                              {16, 48, 32}, {31, 17, 33}, {33, 31, 47},  {200, 50, 40},   {30, 1100, 20}, {490, 40, 30}, {500, 140, 50}, {50, 500, 400}};
   for (const DType type : {DType::f32, DType::f64, DType::bf16, DType::f16})
     for (const auto& [m, n, k] : sizes)
       for (int layout = 0; layout < 4; ++layout) {
@@ -78,7 +97,7 @@ TEST(Matmul, EveryShapeLayoutAndTypeMatchesTheNaiveProduct) {
       }
 }
 
-TEST(Matmul, BiasIsAddedToEveryRow) {
+TEST_P(Matmul, BiasIsAddedToEveryRow) {
   for (const DType type : {DType::f32, DType::f64, DType::bf16}) {
     const Tensor a = random_tensor({7, 500}, 1, -1, 1, type), b = random_tensor({1050, 500}, 2, -1, 1, type);
     Tensor bias = random_tensor({1050}, 3, -1, 1, type), out = Tensor::empty({7, 1050}, type);
@@ -91,7 +110,7 @@ TEST(Matmul, BiasIsAddedToEveryRow) {
   }
 }
 
-TEST(Matmul, BatchesBroadcastAndMayBeStridedViews) {
+TEST_P(Matmul, BatchesBroadcastAndMayBeStridedViews) {
   const Tensor a = random_tensor({2, 3, 5, 4}, 1), b = random_tensor({3, 4, 6}, 2), shared = random_tensor({4, 6}, 3);
   Tensor out = Tensor::empty({2, 3, 5, 6}, DType::f64), flat = Tensor::empty({2, 3, 5, 6}, DType::f64),
          permuted = Tensor::empty({2, 3, 5, 6}, DType::f64);
@@ -113,7 +132,7 @@ TEST(Matmul, BatchesBroadcastAndMayBeStridedViews) {
     }
 }
 
-TEST(Matmul, WritesIntoRowsOfALargerTensor) {
+TEST_P(Matmul, WritesIntoRowsOfALargerTensor) {
   Tensor large = Tensor::full({6, 40}, 7, DType::f32);
   Tensor part = large.view_slice(1, 3, 36);
   const Tensor a = random_tensor({6, 9}, 1, -1, 1, DType::f32), b = random_tensor({9, 33}, 2, -1, 1, DType::f32);
@@ -123,7 +142,7 @@ TEST(Matmul, WritesIntoRowsOfALargerTensor) {
     for (const int64_t j : {0, 1, 2, 36, 37, 38, 39}) EXPECT_EQ(large.data<float>()[i * 40 + j], 7.0f);
 }
 
-TEST(Matmul, EmptyExtents) {
+TEST_P(Matmul, EmptyExtents) {
   const Tensor none = Tensor::empty({3, 0}), wide = Tensor::empty({0, 4});
   Tensor out = Tensor::full({3, 4}, 5);
   kernels().matmul(none, wide, out, {.accumulate = true});
@@ -137,20 +156,20 @@ TEST(Matmul, EmptyExtents) {
 }
 
 // An element's bits depend on its row of a, its column of b and k alone.
-TEST(Matmul, BitsDependNeitherOnThreadsNorOnTheOtherRows) {
+TEST_P(Matmul, BitsDependNeitherOnThreadsNorOnTheOtherRows) {
   const Tensor a = random_tensor({150, 700}, 1, -1, 1, DType::f32), b = random_tensor({90, 700}, 2, -1, 1, DType::f32);
-  Tensor reference = Tensor::empty({150, 90});
+  Tensor reference = Tensor::empty({150, 90}), wide_reference = Tensor::empty({90, 150});
   kernels().matmul(a, b, reference, {.transpose_b = true});
-  const auto want = values_of(reference);
+  kernels().matmul(b, a, wide_reference, {.transpose_b = true});
+  const auto want = values_of(reference), wide_want = values_of(wide_reference);
   for (const int threads : {2, 3, 5}) {
-    const auto context = RankContext::make(0, threads);
-    const RankContextScope scope(context);
+    const RankContextScope scope(context(threads));
     Tensor out = Tensor::empty({150, 90});
     kernels().matmul(a, b, out, {.transpose_b = true});
     EXPECT_EQ(values_of(out), want) << threads << " threads";
-    Tensor transposed = Tensor::empty({90, 150});
-    kernels().matmul(b, a, transposed, {.transpose_b = true});
-    EXPECT_EQ(values_of(transposed.view_transpose(0, 1)), want) << threads << " threads, roles exchanged";
+    Tensor wide = Tensor::empty({90, 150});
+    kernels().matmul(b, a, wide, {.transpose_b = true});
+    EXPECT_EQ(values_of(wide), wide_want) << threads << " threads, more columns than rows";
   }
   for (const auto& [row, rows] : {std::pair<int64_t, int64_t>{0, 1}, {7, 1}, {149, 1}, {3, 25}}) {
     Tensor out = Tensor::empty({rows, 90});
@@ -164,7 +183,7 @@ TEST(Matmul, BitsDependNeitherOnThreadsNorOnTheOtherRows) {
 
 // Rows a multiple of 4096 bytes apart are packed, others are read where they lie; the right-hand matrix is packed once for many rows, or
 // block by block.
-TEST(Matmul, BitsDependNeitherOnWhereTheRowsLieNorOnTheOtherColumns) {
+TEST_P(Matmul, BitsDependNeitherOnWhereTheRowsLieNorOnTheOtherColumns) {
   const Tensor a = random_tensor({500, 1024}, 1, -1, 1, DType::f32), b = random_tensor({1024, 2100}, 2, -1, 1, DType::f32);
   Tensor wide = Tensor::zeros({500, 1037}), across = Tensor::zeros({1024, 500}), out = Tensor::empty({500, 2100});
   Tensor apart = wide.view_slice(1, 13, 1037);
@@ -183,7 +202,7 @@ TEST(Matmul, BitsDependNeitherOnWhereTheRowsLieNorOnTheOtherColumns) {
   EXPECT_EQ(values_of(out), want);
 }
 
-TEST(Matmul, ErrorsNameBothShapes) {
+TEST_P(Matmul, ErrorsNameBothShapes) {
   Tensor out = Tensor::empty({2, 2});
   try {
     kernels().matmul(Tensor::empty({2, 3}), Tensor::empty({4, 2}), out);
@@ -196,13 +215,99 @@ TEST(Matmul, ErrorsNameBothShapes) {
   EXPECT_THROW(kernels().matmul(Tensor::empty({2, 3}, DType::i32), Tensor::empty({3, 2}, DType::i32), out), Error);
 }
 
-TEST(Matmul, ScratchIsWorkspaceAndGoneAfterwards) {
+TEST_P(Matmul, ScratchIsWorkspaceAndGoneAfterwards) {
   auto& memory = RankContext::current()->memory();
   const auto before = memory.current();
   Tensor out = Tensor::empty({64, 64});
   kernels().matmul(random_tensor({64, 64}, 1, -1, 1, DType::f32), random_tensor({64, 64}, 2, -1, 1, DType::f32), out);
   out = Tensor();
   EXPECT_EQ(memory.current(), before);
+}
+
+// Errors as parts of the sum of the terms' magnitudes, in units of half a float32's last place, over all elements.
+struct Errors {
+  double root_mean_square = 0, largest = 0;
+};
+
+Errors errors_of(const Tensor& a, const Tensor& b, bool tiles) {
+  const RankContextScope scope(context_with(tiles));
+  const int64_t m = a.size(0), n = b.size(1), k = a.size(1);
+  Tensor out = Tensor::empty({m, n});
+  kernels().matmul(a, b, out);
+  const auto x = values_of(a), y = values_of(b), got = values_of(out), want = naive(a, b, {});
+  Errors errors;
+  for (int64_t i = 0; i < m; ++i)
+    for (int64_t j = 0; j < n; ++j) {
+      double magnitude = 0;
+      for (int64_t p = 0; p < k; ++p) magnitude += std::abs(x[static_cast<size_t>(i * k + p)] * y[static_cast<size_t>(p * n + j)]);
+      const double error = std::abs(got[static_cast<size_t>(i * n + j)] - want[static_cast<size_t>(i * n + j)]) / magnitude * 0x1p24;
+      errors.root_mean_square += error * error / static_cast<double>(m * n);
+      errors.largest = std::max(errors.largest, error);
+    }
+  errors.root_mean_square = std::sqrt(errors.root_mean_square);
+  return errors;
+}
+
+// Three bfloat16 pieces are a float32: products in tiles are as exact as multiply-adds, for numbers of one size and of very different ones.
+TEST(Tiles, AreAsExactAsMultiplyAdds) {
+  if (!cpu::tiles_available()) GTEST_SKIP() << "not run: this CPU, system or build has no tile registers";
+  for (const int64_t k : {32, 100, 384, 1000, 3000})
+    for (const int exponents : {0, 40}) {
+      Tensor a = random_tensor({40, k}, 1, -1, 1, DType::f32), b = random_tensor({k, 50}, 2, -1, 1, DType::f32);
+      const Random random(3, "exponents");
+      for (int64_t i = 0; i < a.numel(); ++i)
+        a.data<float>()[i] = std::ldexp(a.data<float>()[i], static_cast<int>(exponents * (random.uniform(static_cast<uint64_t>(i)) - 0.5)));
+      const Errors tiles = errors_of(a, b, true), adds = errors_of(a, b, false);
+      EXPECT_LT(tiles.root_mean_square, adds.root_mean_square) << "k = " << k << ", exponents over " << exponents;
+      EXPECT_LT(tiles.largest, 1.6 * adds.largest) << "k = " << k << ", exponents over " << exponents;
+    }
+}
+
+// Whole numbers whose sums float32 holds come out exactly, whichever piece they lie in.
+TEST(Tiles, WholeNumbersAreExact) {
+  if (!cpu::tiles_available()) GTEST_SKIP() << "not run: this CPU, system or build has no tile registers";
+  const int64_t k = 64;
+  Tensor a = Tensor::zeros({3, k}), b = Tensor::zeros({k, 4}), out = Tensor::empty({3, 4});
+  for (int64_t i = 0; i < 3; ++i) a.data<float>()[i * k + 7 * i] = 16777213.0f;  // 24 significant bits
+  for (int64_t p = 0; p < k; ++p)
+    for (int64_t j = 0; j < 4; ++j) b.data<float>()[p * 4 + j] = static_cast<float>(j % 2 == 0 ? 1 << j : -1);
+  kernels().matmul(a, b, out);
+  EXPECT_EQ(values_of(out), naive(a, b, {}));
+}
+
+// Infinities, NaN and what bfloat16 would round to infinity: their rows and columns are what multiply-adds give, all others keep their bits.
+TEST(Tiles, NumbersThatNoPieceHolds) {
+  if (!cpu::tiles_available()) GTEST_SKIP() << "not run: this CPU, system or build has no tile registers";
+  const float infinity = std::numeric_limits<float>::infinity(), largest = std::numeric_limits<float>::max();
+  for (const float special : {infinity, -infinity, std::numeric_limits<float>::quiet_NaN(), largest, -largest})
+    for (const bool in_a : {true, false})
+      for (const int64_t k : {40, 500}) {
+        Tensor a = random_tensor({70, k}, 1, 0.25, 1, DType::f32), b = random_tensor({k, 45}, 2, 0.25, 0.5, DType::f32);
+        Tensor clean = Tensor::empty({70, 45}), out = Tensor::empty({70, 45}), adds = Tensor::empty({70, 45});
+        kernels().matmul(a, b, clean);
+        const int64_t row = 35, column = 17, p = k - 3;
+        if (in_a)
+          a.data<float>()[row * k + p] = special;
+        else
+          b.data<float>()[p * 45 + column] = special;
+        kernels().matmul(a, b, out);
+        {
+          const RankContextScope scope(context_with(false));
+          kernels().matmul(a, b, adds);
+        }
+        for (int64_t i = 0; i < 70; ++i)
+          for (int64_t j = 0; j < 45; ++j) {
+            const float got = out.data<float>()[i * 45 + j], by_adds = adds.data<float>()[i * 45 + j];
+            const std::string what = fmt::format("{} in {}, k = {}: element {}, {}", special, in_a ? "a" : "b", k, i, j);
+            if (in_a ? i != row : j != column)
+              EXPECT_EQ(got, clean.data<float>()[i * 45 + j]) << what;
+            else if (std::isfinite(by_adds))
+              EXPECT_NEAR(got / by_adds, 1, 1e-6) << what;
+            else
+              EXPECT_TRUE(std::isnan(by_adds) ? std::isnan(got) : got == by_adds) << what << ": " << got << " and " << by_adds;
+          }
+        if (HasFailure()) return;
+      }
 }
 
 }  // namespace

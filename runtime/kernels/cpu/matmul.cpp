@@ -9,6 +9,7 @@
 #include "runtime/kernels/backend.h"
 #include "runtime/kernels/cpu/gemm.h"
 #include "runtime/kernels/cpu/gemm_micro.h"
+#include "runtime/kernels/cpu/gemm_tiles.h"
 #include "runtime/kernels/cpu/strided.h"
 
 namespace rz::cpu {
@@ -56,9 +57,32 @@ bool rows_continue(const Tensor& t, int64_t rows, int64_t row_stride) {
   return true;
 }
 
+// One of the two ways of a product.
+template <class T>
+struct Way {
+  bool tiles;
+  int64_t rows, columns;  // at whose multiples a product is cut for threads
+  explicit Way(const Gemm<T>& g)
+      : tiles(RankContext::current()->tiles() && tiles_pay(g) && tiles_available()),
+        rows(tiles ? kTilePanel : kMicroRows),
+        columns(tiles ? kTilePanel : kMicroColumns<compute_t<T>>) {}
+
+  size_t scratch_bytes(int64_t m, int64_t n, int64_t k) const {
+    if constexpr (!std::is_same_v<T, double>)
+      if (tiles) return gemm_tiles_scratch_bytes<T>(m, n, k);
+    return gemm_scratch_bytes<T>(m, n, k);
+  }
+  void multiply(const Gemm<T>& g, std::byte* scratch) const {
+    if constexpr (!std::is_same_v<T, double>)
+      if (tiles) return gemm_tiles(g, scratch);
+    gemm(g, scratch);
+  }
+};
+
 template <class T>
 void run(Gemm<T> g, const Tensor& a, const Tensor& b, Tensor& out, const Shape& batch, int64_t matrices) {
   const int64_t threads = thread_count();
+  const Way<T> way(g);
   const int64_t work = std::max<int64_t>(1, g.m * g.n * std::max<int64_t>(g.k, 1));
   const T* a_data = a.numel() == 0 ? nullptr : a.data<T>();
   const T* b_data = b.numel() == 0 ? nullptr : b.data<T>();
@@ -68,13 +92,13 @@ void run(Gemm<T> g, const Tensor& a, const Tensor& b, Tensor& out, const Shape& 
     piece.b.data = b_data + batch_offset(b, batch, index) + column * g.b.column_stride;
     piece.c = out_data + batch_offset(out, batch, index) + row * g.c_row_stride + column;
     if (piece.bias != nullptr) piece.bias += column;
-    gemm(piece, scratch);
+    way.multiply(piece, scratch);
   };
 
   // Either whole matrices go to threads, or every matrix is cut along its longer side at multiples of a tile.
   const bool by_matrix = threads == 1 || matrices >= 2 * threads;
   const bool by_row = g.m >= g.n;
-  const int64_t tile = by_row ? kMicroRows : kMicroColumns<compute_t<T>>;
+  const int64_t tile = by_row ? way.rows : way.columns;
   const int64_t items = by_matrix ? matrices : ((by_row ? g.m : g.n) + tile - 1) / tile;
   const int64_t item_work = by_matrix ? work : std::max<int64_t>(1, work / items);
   const int64_t grain = std::max<int64_t>(1, kMultiplyAddsPerPiece / item_work);
@@ -82,7 +106,7 @@ void run(Gemm<T> g, const Tensor& a, const Tensor& b, Tensor& out, const Shape& 
   const int64_t most_items = (items + pieces - 1) / pieces;
   const int64_t scratch_m = by_matrix || !by_row ? g.m : std::min(g.m, most_items * tile);
   const int64_t scratch_n = by_matrix || by_row ? g.n : std::min(g.n, most_items * tile);
-  const auto scratch_bytes = static_cast<int64_t>(gemm_scratch_bytes<T>(scratch_m, scratch_n, g.k));
+  const auto scratch_bytes = static_cast<int64_t>(way.scratch_bytes(scratch_m, scratch_n, g.k));
   const Tensor scratch = Tensor::empty({pieces, scratch_bytes}, DType::u8, Category::workspace, "matmul panels");
   std::byte* scratch_data = scratch.raw_data();
 

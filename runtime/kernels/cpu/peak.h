@@ -3,7 +3,8 @@
 
 namespace rz::cpu {
 
-// Fused multiply-adds of float32 in registers, in GFLOP/s on `threads` threads of its own: no kernel can exceed it. Measured for a few
+// Fused multiply-adds of float32 in registers, in GFLOP/s on `threads` threads of its own: no loop of them can exceed it; products in tile
+// registers (gemm_tiles.h) and convolutions by Winograd's method can. Measured for a few
 // milliseconds at each call; the best of the calls so far. Not for several threads at once.
 double multiply_add_peak(int threads);
 
