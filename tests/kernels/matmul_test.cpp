@@ -6,8 +6,8 @@
 
 #include <cmath>
 
-#include "runtime/core/rank_context.h"
 #include "runtime/core/random.h"
+#include "runtime/core/rank_context.h"
 #include "runtime/kernels/backend.h"
 #include "runtime/kernels/cpu/gemm_tiles.h"
 #include "tests/support/gradcheck.h"
@@ -73,8 +73,9 @@ class Matmul : public testing::TestWithParam<bool> {
 INSTANTIATE_TEST_SUITE_P(Ways, Matmul, testing::Bool(), [](const auto& info) { return info.param ? "tiles" : "multiply_adds"; });
 
 TEST_P(Matmul, EveryShapeLayoutAndTypeMatchesTheNaiveProduct) {
-  const int64_t sizes[][3] = {{1, 1, 1},    {1, 33, 7},   {2, 3, 5},     {12, 32, 16},   {13, 33, 17},  {11, 31, 385},  {5, 70, 800},  {64, 64, 64},
-                              {16, 48, 32}, {31, 17, 33}, {33, 31, 47},  {200, 50, 40},   {30, 1100, 20}, {490, 40, 30}, {500, 140, 50}, {50, 500, 400}};
+  const int64_t sizes[][3] = {{1, 1, 1},      {1, 33, 7},    {2, 3, 5},      {12, 32, 16},  {13, 33, 17}, {11, 31, 385},
+                              {5, 70, 800},   {64, 64, 64},  {16, 48, 32},   {31, 17, 33},  {33, 31, 47}, {200, 50, 40},
+                              {30, 1100, 20}, {490, 40, 30}, {500, 140, 50}, {50, 500, 400}};
   for (const DType type : {DType::f32, DType::f64, DType::bf16, DType::f16})
     for (const auto& [m, n, k] : sizes)
       for (int layout = 0; layout < 4; ++layout) {
@@ -275,7 +276,8 @@ TEST(Tiles, WholeNumbersAreExact) {
   EXPECT_EQ(values_of(out), naive(a, b, {}));
 }
 
-// Infinities, NaN and what bfloat16 would round to infinity: their rows and columns are what multiply-adds give, all others keep their bits.
+// Infinities, NaN and what bfloat16 would round to infinity: their rows and columns are what multiply-adds give, all others keep their
+// bits.
 TEST(Tiles, NumbersThatNoPieceHolds) {
   if (!cpu::tiles_available()) GTEST_SKIP() << "not run: this CPU, system or build has no tile registers";
   const float infinity = std::numeric_limits<float>::infinity(), largest = std::numeric_limits<float>::max();

@@ -24,11 +24,11 @@ namespace rz::cpu {
 
 namespace {
 
-constexpr int kTile = 16;                             // rows of a tile, and its columns in units of four bytes
-constexpr int kTileBytes = kTile * kTile * 4;         // 16 x 16 float32, or 16 x 16 pairs of bfloat16
-constexpr int kPanel = kTilePanel;                    // two tiles of A or B; four of C
+constexpr int kTile = 16;                      // rows of a tile, and its columns in units of four bytes
+constexpr int kTileBytes = kTile * kTile * 4;  // 16 x 16 float32, or 16 x 16 pairs of bfloat16
+constexpr int kPanel = kTilePanel;             // two tiles of A or B; four of C
 static_assert(kPanel == 2 * kTile);
-constexpr int kStep = 2 * kTile;                      // of k, in a tile of A or B
+constexpr int kStep = 2 * kTile;  // of k, in a tile of A or B
 constexpr int64_t kBlockK = 512;  // at most
 // Of the two operands' blocks one stays in the L2 cache, packed, while small blocks of the other pass by it.
 constexpr int64_t kLargeBlock = 384, kSmallBlock = 128;
@@ -36,7 +36,9 @@ constexpr int64_t kStripN = 2048;
 constexpr size_t kAlign = 64;
 
 template <class T>
-inline constexpr int kPieces = std::is_same_v<T, float> ? 3 : std::is_same_v<T, f16> ? 2 : 1;
+inline constexpr int kPieces = std::is_same_v<T, float> ? 3
+                               : std::is_same_v<T, f16> ? 2
+                                                        : 1;
 template <class T>
 inline constexpr int kStepBytes = kPieces<T> * 2 * kTileBytes;  // of a panel: each piece's two tiles
 
@@ -142,7 +144,8 @@ void multiply_panels(int64_t steps, const std::byte* a, const std::byte* b, cons
 }
 
 template <int Pieces>
-void multiply_panels(int64_t rows, int64_t columns, int64_t steps, const std::byte* a, const std::byte* b, const float* bias, float* c, int64_t c_stride) {
+void multiply_panels(int64_t rows, int64_t columns, int64_t steps, const std::byte* a, const std::byte* b, const float* bias, float* c,
+                     int64_t c_stride) {
   const auto kernel = rows > kTile ? (columns > kTile ? multiply_panels<Pieces, 2, 2> : multiply_panels<Pieces, 2, 1>)
                                    : (columns > kTile ? multiply_panels<Pieces, 1, 2> : multiply_panels<Pieces, 1, 1>);
   kernel(steps, a, b, bias, c, c_stride);
@@ -209,7 +212,8 @@ void pack_tile(const Half<T>& low, const Half<T>& high, float scale, std::byte* 
   if (along_rows(low) && along_rows(high)) {
 #pragma GCC unroll 4
     for (int i = 0; i < kTile; ++i)
-      store_pairs<kPieces<T>>(load_vector<T, float>(low.from + i * low.row_stride) * scale, load_vector<T, float>(high.from + i * high.row_stride) * scale, to + i * 64, misfit);
+      store_pairs<kPieces<T>>(load_vector<T, float>(low.from + i * low.row_stride) * scale,
+                              load_vector<T, float>(high.from + i * high.row_stride) * scale, to + i * 64, misfit);
     return;
   }
   V l[kTile], h[kTile];
@@ -220,25 +224,56 @@ void pack_tile(const Half<T>& low, const Half<T>& high, float scale, std::byte* 
 
 enum class Operand { a, b };
 
-// One panel of up to 32 rows of A (columns of B): its steps of k one after the other. Returns whether all of it fits pieces.
+// One step of a panel of up to 32 rows of A (columns of B).
 template <Operand kOperand, class T>
-bool pack_panel(const T* from, int64_t stride, int64_t k_stride, int64_t count, int64_t k, float scale, std::byte* to) {
-  V misfit = {};
-  for (int64_t p = 0; p < k; p += kStep, to += kStepBytes<T>) {
-    const int64_t depths[2] = {std::min<int64_t>(kTile, k - p), std::clamp<int64_t>(k - p - kTile, 0, kTile)};
-    for (int64_t first = 0; first < count; first += kTile) {
-      const int64_t wide = std::min<int64_t>(kTile, count - first);
-      Half<T> halves[2];
-      for (int h = 0; h < 2; ++h) {
-        const T* at = from + first * stride + (p + h * kTile) * k_stride;
-        halves[h] = kOperand == Operand::a ? Half<T>{at, stride, k_stride, wide, depths[h]} : Half<T>{at, k_stride, stride, depths[h], wide};
-      }
-      pack_tile(halves[0], halves[1], scale, to + first / kTile * kTileBytes, misfit);
+void pack_step(const T* from, int64_t stride, int64_t k_stride, int64_t count, int64_t depth, float scale, std::byte* to, V& misfit) {
+  const int64_t depths[2] = {std::min<int64_t>(kTile, depth), std::max<int64_t>(depth - kTile, 0)};
+  for (int64_t first = 0; first < count; first += kTile) {
+    const int64_t wide = std::min<int64_t>(kTile, count - first);
+    Half<T> halves[2];
+    for (int h = 0; h < 2; ++h) {
+      const T* at = from + first * stride + h * kTile * k_stride;
+      halves[h] = kOperand == Operand::a ? Half<T>{at, stride, k_stride, wide, depths[h]} : Half<T>{at, k_stride, stride, depths[h], wide};
     }
+    pack_tile(halves[0], halves[1], scale, to + first / kTile * kTileBytes, misfit);
   }
-  for (int l = 0; l < kLanes<float>; ++l)
-    if (std::isnan(misfit[l])) return false;
-  return true;
+}
+
+// A step's elements, of which runs of a few hundred bytes lie together: no hardware prefetcher sees them coming.
+constexpr int64_t kStepsAhead = 2;
+template <class T>
+void prefetch_step(const T* from, int64_t stride, int64_t k_stride) {
+  const int64_t run_stride = stride == 1 ? k_stride : stride;
+  for (int64_t run = 0; run < kPanel; ++run)
+    for (int64_t element = 0; element < kPanel; element += 64 / static_cast<int64_t>(sizeof(T)))
+      __builtin_prefetch(from + run * run_stride + element);
+}
+
+// Panels of rows of A (columns of B), each its steps one after the other; fits[i] says whether pieces hold all of panel i. What lies
+// side by side in memory is read side by side: whole cache lines and few pages.
+template <Operand kOperand, class T>
+void pack_panels(const T* from, int64_t stride, int64_t k_stride, int64_t count, int64_t k, float scale, std::byte* to, bool* fits) {
+  const int64_t panels = ceil_divide(count, kPanel), steps = steps_of(k);
+  std::array<V, kStripN / kPanel> misfits;
+  std::fill_n(misfits.begin(), panels, V{});
+  const auto pack = [&](int64_t panel, int64_t step) {
+    if (step + kStepsAhead < steps)
+      prefetch_step(from + panel * kPanel * stride + (step + kStepsAhead) * kStep * k_stride, stride, k_stride);
+    pack_step<kOperand>(from + panel * kPanel * stride + step * kStep * k_stride, stride, k_stride,
+                        std::min<int64_t>(kPanel, count - panel * kPanel), std::min<int64_t>(kStep, k - step * kStep), scale,
+                        to + (panel * steps + step) * kStepBytes<T>, misfits[static_cast<size_t>(panel)]);
+  };
+  if (stride == 1) {
+    for (int64_t step = 0; step < steps; ++step)
+      for (int64_t panel = 0; panel < panels; ++panel) pack(panel, step);
+  } else {
+    for (int64_t panel = 0; panel < panels; ++panel)
+      for (int64_t step = 0; step < steps; ++step) pack(panel, step);
+  }
+  for (int64_t panel = 0; panel < panels; ++panel) {
+    fits[panel] = true;
+    for (int l = 0; l < kLanes<float>; ++l) fits[panel] = fits[panel] && !std::isnan(misfits[static_cast<size_t>(panel)][l]);
+  }
 }
 
 // How a product of m rows and n columns is cut. Large blocks of A, small ones of B, unless one large block is all of B. Columns are packed
@@ -314,18 +349,12 @@ class Product {
 
   void pack_b() {
     const T* b = g_.b.data + (strip_ + from_column_) * g_.b.column_stride + from_k_ * g_.b.row_stride;
-    for (int64_t j = 0; j < packed_columns_; j += kPanel)
-      b_fits_[static_cast<size_t>(j / kPanel)] =
-          pack_panel<Operand::b>(b + j * g_.b.column_stride, g_.b.column_stride, g_.b.row_stride, std::min<int64_t>(kPanel, packed_columns_ - j),
-                                 depth_, 1.0f, b_ + j / kPanel * panel_bytes_);
+    pack_panels<Operand::b>(b, g_.b.column_stride, g_.b.row_stride, packed_columns_, depth_, 1.0f, b_, b_fits_.data());
   }
 
   void pack_a(int64_t rows) {
     const T* a = g_.a.data + from_row_ * g_.a.row_stride + from_k_ * g_.a.column_stride;
-    for (int64_t i = 0; i < rows; i += kPanel)
-      a_fits_[static_cast<size_t>(i / kPanel)] =
-          pack_panel<Operand::a>(a + i * g_.a.row_stride, g_.a.row_stride, g_.a.column_stride, std::min<int64_t>(kPanel, rows - i), depth_, g_.alpha,
-                                 a_ + i / kPanel * panel_bytes_);
+    pack_panels<Operand::a>(a, g_.a.row_stride, g_.a.column_stride, rows, depth_, g_.alpha, a_, a_fits_.data());
   }
 
   void multiply_block() {
@@ -344,10 +373,6 @@ class Product {
     const bool fits = a_fits_[static_cast<size_t>(i / kPanel)] && b_fits_[static_cast<size_t>(j / kPanel)];
     const bool add = from_k_ > 0 || (kDirect && g_.accumulate);
     const float* bias = with_bias_ && !add ? bias_ + from_column_ + j : nullptr;
-    for (int64_t r = 0; r < rows; ++r) {
-      __builtin_prefetch(c + r * c_stride_, 1);
-      __builtin_prefetch(c + r * c_stride_ + kTile, 1);
-    }
     if (rows % kTile == 0 && columns % kTile == 0 && fits && !add)
       return multiply_panels<kPieces<T>>(rows, columns, steps_of(depth_), a, b, bias, c, c_stride_);
     // At the edges tiles are larger than C. A block's sum is taken before it is added: one rounding at the size of C for each block.

@@ -1,7 +1,8 @@
 // Matrix products in tile registers (x86 AMX): sums of bfloat16 products in float32, a thousand of them in an instruction. Elements that
 // hold more than bfloat16's 8 significant bits are cut into pieces that do:
 //
-//   float32    3 pieces, which hold it to the bit; 6 of their 9 products. What the others leave out is below 2^-23 of a product, in practice
+//   float32    3 pieces, which hold it to the bit; 6 of their 9 products. What the others leave out is below 2^-23 of a product, in
+//   practice
 //              2^-26, less than a sum in float32 rounds away (Henry, Tang and Heinecke 2019, "Leveraging the bfloat16 artificial
 //              intelligence datatype for higher-precision computations", arXiv 1904.06376)
 //   float16    2 pieces, all 4 products
@@ -30,7 +31,8 @@ bool tiles_pay(const Gemm<T>& g) {
   return g.k >= kLeastDepth && (std::is_same_v<T, float> || g.alpha == 1);
 }
 
-// What gemm() promises (gemm.h), of a product for which tiles_pay, where tiles_available; T is not double. `alpha` multiplies the elements of A.
+// What gemm() promises (gemm.h), of a product for which tiles_pay, where tiles_available; T is not double. `alpha` multiplies the elements
+// of A.
 template <class T>
 size_t gemm_tiles_scratch_bytes(int64_t m, int64_t n, int64_t k);
 template <class T>
