@@ -158,7 +158,7 @@ void Progress::help(const Work::State& work) {
           Work::State::Moved moved = count_shared(*begun_);
           // Adding the shortest data takes less than a look at the clock.
           if (begun_->print.count * size_bytes(begun_->print.dtype) <= Call::kPayloadBytes) moved.done_ns = moved.last_byte_ns;
-          ++calm_;
+          if (!is_crowded) ++calm_;  // else the last to come finds all the others there, and need not yield
           const auto operation = std::move(begun_);
           finish(*operation, moved, {});
           has_begun_ = false;  // from here the thread may run what comes next, which the trace must show as later
