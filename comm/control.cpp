@@ -46,6 +46,15 @@ bool Fingerprint::operator==(const Fingerprint& o) const {
          segment_bytes == o.segment_bytes && root == o.root && kind == o.kind && dtype == o.dtype && op == o.op && order == o.order;
 }
 
+uint64_t Fingerprint::digest() const {
+  // Odd factors, so that no difference of one word vanishes; no chain, since short operations wait for it.
+  return (magic | uint64_t{group} << 32) * 0x9e3779b97f4a7c15ULL + sequence * 0xbf58476d1ce4e5b9ULL + count * 0x94d049bb133111ebULL +
+         name_hash * 0xff51afd7ed558ccdULL + segment_bytes * 0xc4ceb9fe1a85ec53ULL +
+         (static_cast<uint32_t>(root) | uint64_t{static_cast<uint8_t>(kind)} << 32 | uint64_t{static_cast<uint8_t>(dtype)} << 40 |
+          uint64_t{static_cast<uint8_t>(op)} << 48 | uint64_t{static_cast<uint8_t>(order)} << 56) *
+             0xd6e8feb86659fd93ULL;
+}
+
 std::string describe(const Fingerprint& f) {
   const std::string group = f.group == 0 ? "" : fmt::format(" of group {:08x}", f.group);
   return fmt::format("op#{}{} {}({}, {}, {})", f.sequence, group, shown(f.name()), safe_name(f.kind, kCollectiveKinds),

@@ -35,6 +35,8 @@ struct Fingerprint {
   void set_name(std::string_view name);
   std::string_view name() const;
   bool operator==(const Fingerprint& other) const;
+  // Of what == compares. Fingerprints that differ in one field never share a digest, others hardly ever.
+  uint64_t digest() const;
 };
 static_assert(std::is_trivially_copyable_v<Fingerprint>);
 

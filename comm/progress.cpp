@@ -134,52 +134,62 @@ bool Progress::begin_here(Operation& operation) {
     begun_ = std::make_unique<Operation>(std::move(operation));
     has_begun_ = true;
   }
-  begun_->work->start();
+  begun_->work->times.started_ns = begun_->work->times.queued_ns;
   begin_shared(*begun_);
-  begun_->shared->begin();
   return true;
 }
 
 void Progress::help(const Work::State& work) {
   constexpr int64_t kLongestNs = 300'000;
-  // A yield that comes back later has given the core to somebody who computes. Then, for a while, this thread does not compete: the
-  // progress thread, which is prompt, takes over.
   constexpr int64_t kLateNs = 100'000;
-  constexpr int64_t kCrowdedNs = 50'000'000;
   if (!has_begun_) return;
   std::unique_lock engine(engine_);
   if (begun_ == nullptr) return;
   if (begun_->work.get() == &work) {
     // Most end without a look at the clock.
-    int64_t begun = 0;
+    int64_t begun = 0, yielded = 0;
     const bool is_crowded = crowded_until_ns_ != 0 && steady_now_ns() < crowded_until_ns_;
-    const int spins = is_crowded ? 100 : begun_->group->size() > cores() ? 10 : 1000;
+    // Ranks may be on one core though there are enough: then each of these polls keeps the other from coming.
+    const int spins = !is_crowded && begun_->group->size() > cores() ? 0 : 100;
     try {
       for (int polls = 0; !failed_ && !transport_->is_halted();) {
         const SharedOperation::Outcome outcome = begun_->shared->advance();
         if (outcome == SharedOperation::Outcome::done) {
-          const Work::State::Moved moved = count_shared(*begun_);
+          Work::State::Moved moved = count_shared(*begun_);
+          // Adding the shortest data takes less than a look at the clock.
+          if (begun_->print.count * size_bytes(begun_->print.dtype) <= Call::kPayloadBytes) moved.done_ns = moved.last_byte_ns;
+          if (!is_crowded) ++calm_;  // else the last to come finds all the others there, and need not yield
           const auto operation = std::move(begun_);
           finish(*operation, moved, {});
           has_begun_ = false;  // from here the thread may run what comes next, which the trace must show as later
           return;
         }
         if (outcome == SharedOperation::Outcome::blocked && polls++ < spins) continue;
-        const int64_t before = steady_now_ns();
-        if (begun == 0) begun = before;
-        if (is_crowded || before < crowded_until_ns_ || before - begun > kLongestNs) break;
+        if (yielded == 0) begun = yielded = steady_now_ns();
+        if (is_crowded || yielded < crowded_until_ns_ || yielded - begun > kLongestNs) break;
         if (outcome == SharedOperation::Outcome::moved) {
           polls = 0;
           continue;
         }
         sched_yield();
-        if (const int64_t after = steady_now_ns(); after - before > kLateNs) crowded_until_ns_ = after + kCrowdedNs;
+        const int64_t before = std::exchange(yielded, steady_now_ns());
+        if (yielded - before > kLateNs) was_late(yielded);
       }
     } catch (const SharedOperation::Disagreement&) {  // the thread says so
     }
   }
   engine.unlock();
   transport_->wake();
+}
+
+// A yield that comes back late has given the core to somebody who computes. Where that is the rule, this thread does not compete for a
+// while: the progress thread, which is prompt, takes over. That takes long, too, so one late yield among many operations is no reason.
+void Progress::was_late(int64_t now_ns) {
+  constexpr int kMany = 200;  // hand-overs take as long as a time slice
+  constexpr int64_t kShortestNs = 1'000'000;
+  constexpr int64_t kLongestNs = 50'000'000;
+  crowded_ns_ = std::exchange(calm_, 0) >= kMany ? 0 : std::clamp(2 * crowded_ns_, kShortestNs, kLongestNs);
+  crowded_until_ns_ = crowded_ns_ == 0 ? 0 : now_ns + crowded_ns_;
 }
 
 void Progress::hurry() {
@@ -262,16 +272,19 @@ void Progress::meet() {
 
 void Progress::begin_shared(Operation& operation) {
   operation.shared = std::make_unique<SharedOperation>(*shared_, *operation.group, operation.print, operation.data, operation.own);
+  operation.shared->begin();
+  // Meanwhile what has been told is on its way.
+  const Fingerprint& f = operation.print;
+  const Group& group = *operation.group;
+  operation.traffic = traffic_of({f.kind, f.count, f.dtype, f.order, group.rank, group.size(), f.root, options_.segment_bytes,
+                                  kRingWindow * options_.segment_bytes});
 }
 
 // Counts what a ring would have moved.
 Work::State::Moved Progress::count_shared(const Operation& operation) {
   const Fingerprint& f = operation.print;
-  const Group& group = *operation.group;
-  const WireCount count = traffic_of({f.kind, f.count, f.dtype, f.order, group.rank, group.size(), f.root, options_.segment_bytes,
-                                      kRingWindow * options_.segment_bytes});
-  transport_->count_as(f.kind, count, {sizeof f, sizeof f, 1, 1});
-  return {operation.shared->first_byte_ns(), operation.shared->last_byte_ns(), count.sent_bytes};
+  transport_->count_as(f.kind, operation.traffic, {sizeof f, sizeof f, 1, 1});
+  return {operation.shared->first_byte_ns(), operation.shared->last_byte_ns(), operation.traffic.sent_bytes};
 }
 
 void Progress::finish(const Operation& operation, const Work::State::Moved& moved, std::string error) {

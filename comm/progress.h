@@ -52,6 +52,7 @@ class Progress final : private Patience, public std::enable_shared_from_this<Pro
     bool at_once = false;       // CollectiveOptions::at_once
     std::shared_ptr<Work::State> work;
     std::unique_ptr<SharedOperation> shared;  // from when it is begun, where the group shares memory
+    WireCount traffic;                        // the same: what a ring would move
   };
 
   // `open` makes the transport, on the progress thread; what it throws comes out here. Memory that the thread holds is
@@ -103,6 +104,7 @@ class Progress final : private Patience, public std::enable_shared_from_this<Pro
   void run_shared(Operation& operation);
   void run_messages(Operation& operation, Work::State::Moved& moved);
   Work::State::Moved count_shared(const Operation& operation);
+  void was_late(int64_t now_ns);
   void finish(const Operation& operation, const Work::State::Moved& moved, std::string error);
   [[noreturn]] void disagree(const Operation& operation, int peer, const Fingerprint& theirs);
   void compare_fingerprints(const Operation& operation, Wire& wire);
@@ -164,7 +166,9 @@ class Progress final : private Patience, public std::enable_shared_from_this<Pro
   std::atomic<int> outstanding_{0};    // operations issued and not done
   std::mutex engine_;                  // taken before mutex_
   std::unique_ptr<Operation> begun_;   // guarded by engine_: by a caller, the oldest of all
-  int64_t crowded_until_ns_ = 0;       // guarded by engine_
+  int64_t crowded_until_ns_ = 0;       // guarded by engine_, as are the next two; see help()
+  int64_t crowded_ns_ = 0;
+  int calm_ = 0;                       // operations ended since a yield was late
   std::atomic<bool> has_begun_{false};  // set under mutex_
 
   std::thread thread_;

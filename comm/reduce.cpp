@@ -195,10 +195,7 @@ void combine_all(DType dtype, ReduceOp op, Order order, std::span<std::byte* con
   const size_t element = size_bytes(dtype);
   const size_t step = kCached / element;
   const bool rounds_at_hops = order == Order::ring && (dtype == DType::bf16 || dtype == DType::f16);
-  std::vector<const std::byte*> in(inputs.size());
-  for (size_t at = 0; at < count; at += step) {
-    const size_t n = std::min(step, count - at);
-    for (size_t k = 0; k < in.size(); ++k) in[k] = inputs[k] + at * element;
+  const auto add = [&](std::span<const std::byte* const> in, size_t at, size_t n) {
     std::byte* out = outputs[0] + at * element;
     if (rounds_at_hops) {
       combine_by_hops(dtype, op, out, in, n);
@@ -206,6 +203,12 @@ void combine_all(DType dtype, ReduceOp op, Order order, std::span<std::byte* con
       combine_in_order(dtype, op, out, in, n);
     }
     for (size_t k = 1; k < outputs.size(); ++k) std::memcpy(outputs[k] + at * element, out, n * element);
+  };
+  if (count <= step) return add(inputs, 0, count);  // short data take less time than allocating
+  std::vector<const std::byte*> in(inputs.size());
+  for (size_t at = 0; at < count; at += step) {
+    for (size_t k = 0; k < in.size(); ++k) in[k] = inputs[k] + at * element;
+    add(in, at, std::min(step, count - at));
   }
 }
 

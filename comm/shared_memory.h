@@ -31,21 +31,22 @@ enum class IntraNode : uint8_t {
 IntraNode parse_intra_node(std::string_view text);
 const char* name(IntraNode value);
 
-// One operation, as a rank tells it to one peer.
+// One operation, as a rank tells it to one peer: one cache line, for moving one takes a good part of a short operation's time.
 struct alignas(64) Call {
   static constexpr size_t kPayloadBytes = 40;
+  static constexpr uint64_t kOutOfReach = ~uint64_t{0};
 
   std::atomic<uint64_t> number{0};  // of the calls from this rank to this peer, from 1; written last
-  Fingerprint print;
-  uint64_t address = 0;    // of what peers read, as the caller sees it
-  alignas(8) std::byte payload[kPayloadBytes];  // very short data, of any type
-  uint8_t is_reachable = 0;                     // whether peers can reach the address
+  uint64_t digest = 0;              // of its fingerprint
+  uint64_t address = 0;             // of what peers read, as the caller sees it, or kOutOfReach
+  std::byte payload[kPayloadBytes];  // very short data, of any type
 };
-static_assert(sizeof(Call) == 192);
+static_assert(sizeof(Call) == 64);
 
 // What a rank tells one peer. A call is overwritten by the next but one, and nobody is that far ahead of a peer.
 struct Cell {
   Call calls[2];
+  Fingerprint prints[2];                       // of the calls; read where digests differ
   alignas(64) std::atomic<uint64_t> steps{0};  // ends of steps so far, over all operations
 };
 

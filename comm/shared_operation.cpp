@@ -27,7 +27,7 @@ size_t inside(size_t length, size_t begin, size_t most) { return length <= begin
 }  // namespace
 
 SharedOperation::SharedOperation(SharedMemory& memory, const Group& group, const Fingerprint& print, std::byte* data, std::byte* own)
-    : memory_(memory), group_(group), print_(print), data_(data), own_(own), n_(group.size()), me_(group.rank),
+    : memory_(memory), group_(group), print_(print), digest_(print.digest()), data_(data), own_(own), n_(group.size()), me_(group.rank),
       element_(size_bytes(print.dtype)) {
   is_short_ = is_short(memory, print, n_);
 }
@@ -111,10 +111,11 @@ bool SharedOperation::tell() {
     if (i == me_) continue;
     Peer& p = peer(i);
     const uint64_t number = ++p.calls;
-    Call& call = memory_.to(p).calls[number % 2];
-    call.print = print_;
-    call.address = address;
-    call.is_reachable = is_reachable;
+    Cell& cell = memory_.to(p);
+    cell.prints[number % 2] = print_;
+    Call& call = cell.calls[number % 2];
+    call.digest = digest_;
+    call.address = is_reachable ? address : Call::kOutOfReach;
     if (is_short_ && !by_mail && bytes > 0) std::memcpy(call.payload, payload(), bytes);
     call.number.store(number, std::memory_order_release);
     if (by_mail) owed.push_back({group_.members[static_cast<size_t>(i)], number, p.steps + 1});
@@ -127,14 +128,15 @@ SharedOperation::Outcome SharedOperation::hear() {
   for (; heard_ < n_; ++heard_) {
     if (heard_ == me_) continue;
     Peer& p = peer(heard_);
-    Call& call = memory_.from(p).calls[p.calls % 2];
+    Cell& cell = memory_.from(p);
+    Call& call = cell.calls[p.calls % 2];
     if (call.number.load(std::memory_order_acquire) != p.calls) return heard_ > before ? Outcome::moved : Outcome::blocked;
-    if (!(call.print == print_)) throw Disagreement{group_.members[static_cast<size_t>(heard_)], call.print};
+    if (call.digest != digest_) throw Disagreement{group_.members[static_cast<size_t>(heard_)], cell.prints[p.calls % 2]};
     p.heard = p.calls;
     const auto i = static_cast<size_t>(heard_);
     const bool is_inside = is_short_ && payload_bytes(heard_) <= Call::kPayloadBytes;
     base_[i] = is_inside ? call.payload : memory_.translate(p, call.address);
-    is_reachable_[i] = call.is_reachable;
+    is_reachable_[i] = call.address != Call::kOutOfReach;
   }
   if (is_short_) {
     finish_short();

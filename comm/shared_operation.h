@@ -31,7 +31,7 @@ class SharedOperation {
   // Whether such an operation of `ranks` ranks is over for the others once this one has told them, however late it looks for itself.
   static bool is_short(const SharedMemory& memory, const Fingerprint& print, int ranks);
 
-  // Tells the others, if that is possible at this moment; else the first advance() does.
+  // Tells the others, if that is possible at this moment; else an advance() does.
   void begin() {
     if (stage_ == Stage::tell && tell()) stage_ = Stage::hear;
   }
@@ -69,6 +69,7 @@ class SharedOperation {
   SharedMemory& memory_;
   const Group& group_;
   const Fingerprint print_;
+  const uint64_t digest_;
   std::byte* data_;
   std::byte* own_;
   int n_;

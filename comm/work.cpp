@@ -41,7 +41,7 @@ void Work::State::finish(const Moved& moved, std::string failure) {
   {
     std::lock_guard lock(mutex);
     times.first_byte_ns = moved.first_byte_ns;
-    times.done_ns = steady_now_ns();
+    times.done_ns = moved.done_ns != 0 ? moved.done_ns : steady_now_ns();
     if (log) {
       record.queued_ns = times.queued_ns;
       record.started_ns = times.started_ns;
@@ -53,7 +53,7 @@ void Work::State::finish(const Moved& moved, std::string failure) {
       log->push(record);
     }
     error = std::move(failure);
-    is_done = true;
+    is_done.store(true, std::memory_order_release);
   }
   ended.notify_all();
 }
@@ -70,20 +70,18 @@ void Work::wait() const {
   recorder->wait(state_->record.number, begin_ns, end_ns, waits ? thread_cpu_ns() - cpu_ns : 0);
 }
 
-bool Work::State::has_ended() {
-  std::lock_guard lock(mutex);
-  return is_done;
-}
-
 void Work::State::wait() {
   constexpr std::chrono::milliseconds kSlice{100};
-  if (const auto progress = runner.lock()) progress->help(*this);
-  std::unique_lock lock(mutex);
+  if (!has_ended()) {
+    if (const auto progress = runner.lock()) progress->help(*this);
+  }
   // The progress thread ends every operation within its deadline. Should it hang itself (inside the MPI library, say), its
   // beats stop: that is counted in slices that this thread has lived through, so that a stopped process is not blamed.
   uint64_t beats = pulse->beats.load(std::memory_order_relaxed);
   double silent_s = 0;
-  while (!ended.wait_for(lock, kSlice, [&] { return is_done; })) {
+  while (!has_ended()) {
+    std::unique_lock lock(mutex);
+    if (ended.wait_for(lock, kSlice, [&] { return has_ended(); })) break;
     const uint64_t now = pulse->beats.load(std::memory_order_relaxed);
     silent_s = now == beats ? silent_s + 0.1 : 0;
     beats = now;

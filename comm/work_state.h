@@ -25,7 +25,7 @@ struct Pulse {
 struct Work::State {
   std::mutex mutex;
   std::condition_variable ended;
-  bool is_done = false;
+  std::atomic<bool> is_done{false};  // set under the mutex, last
   std::string error;  // empty = well
   Fingerprint print;
   WorkTimes times;
@@ -39,16 +39,17 @@ struct Work::State {
     int64_t first_byte_ns = 0;
     int64_t last_byte_ns = 0;
     uint64_t sent_bytes = 0;
+    int64_t done_ns = 0;  // 0 = now
   };
   // Numbers the operation and records that it is queued, where this thread has a recorder.
   void note(const Group& group);
   // Describes the operation: "rank 2/4 host h op#7 ...".
   std::string what() const;
-  // It begins now. Whichever thread that is, the progress thread takes it up, at once or later, unless a caller ends it.
+  // It begins now, on the progress thread, which takes it up. What a caller begins, it takes up later, unless a caller ends it.
   void start();
   void take_up();
   void finish(const Moved& moved, std::string failure);
-  bool has_ended();
+  bool has_ended() const { return is_done.load(std::memory_order_acquire); }
   void wait();
 };
 

@@ -1,6 +1,7 @@
-// Bytes on the wire against their closed forms, without tolerance; splitting; scratch; the time stamps of a Work.
+// Bytes on the wire against their closed forms, without tolerance; splitting; scratch; digests of fingerprints.
 #include <gtest/gtest.h>
 
+#include "comm/control.h"
 #include "runtime/core/rank_context.h"
 #include "tests/support/ranks.h"
 
@@ -13,6 +14,30 @@ using comm::Communicator;
 using comm::Order;
 using comm::ReduceOp;
 using comm::WireCount;
+
+TEST(Fingerprint, DigestsDifferWhereFingerprintsDo) {
+  comm::Fingerprint mine;
+  mine.set_name("gradient");
+  mine.sequence = 7;
+  mine.count = 12;
+  std::vector<comm::Fingerprint> all(11, mine);
+  all[1].group = 1;
+  all[2].sequence = 8;
+  all[3].count = 13;
+  all[4].set_name("weights");
+  all[5].segment_bytes = 64;
+  all[6].root = 0;
+  all[7].kind = CollectiveKind::all_reduce;
+  all[8].dtype = DType::f32;
+  all[9].op = ReduceOp::max;
+  all[10].order = Order::ordered;
+  for (size_t i = 0; i < all.size(); ++i) {
+    for (size_t j = 0; j < all.size(); ++j) {
+      EXPECT_EQ(all[i].digest() == all[j].digest(), i == j) << i << " " << j;
+      EXPECT_EQ(all[i] == all[j], i == j);
+    }
+  }
+}
 
 WireCount counted(Communicator& comm, CollectiveKind kind, const std::function<void()>& run) {
   const WireCount before = comm.wire_stats().of(kind);
