@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "runtime/core/random.h"
@@ -180,6 +181,40 @@ TEST_P(Matmul, BitsDependNeitherOnThreadsNorOnTheOtherRows) {
   Tensor columns = Tensor::empty({150, 5});
   kernels().matmul(a, b.view_slice(0, 40, 45), columns, {.transpose_b = true});
   EXPECT_EQ(values_of(columns), values_of(reference.view_slice(1, 40, 45)));
+}
+
+// Threads share a product in parts, which may be blocked unlike the whole: the scratch for the largest part is enough for all, and none
+// writes beyond its own.
+TEST_P(Matmul, ScratchIsEnoughForEveryPart) {
+  const auto scratch_bytes = [&](int64_t m, int64_t n, int64_t k) {
+    return GetParam() ? cpu::gemm_tiles_scratch_bytes<float>(m, n, k) : cpu::gemm_scratch_bytes<float>(m, n, k);
+  };
+  constexpr int64_t k = 70;
+  const std::vector<int64_t> sizes = {1, 30, 96, 128, 129, 200, 384, 385, 416, 480, 492, 800, 2048, 2100};
+  const Tensor a = random_tensor({k, 2100}, 1, -1, 1, DType::f32), b = random_tensor({k, 2100}, 2, -1, 1, DType::f32);
+  Tensor out = Tensor::empty({2100, 2100});
+  for (size_t i = 0; i < sizes.size(); ++i)
+    for (size_t j = 0; j < sizes.size(); ++j) {
+      const int64_t m = sizes[i], n = sizes[j];
+      const size_t bytes = scratch_bytes(m, n, k);
+      if (i > 0) EXPECT_GE(bytes, scratch_bytes(sizes[i - 1], n, k)) << m << " x " << n;
+      if (j > 0) EXPECT_GE(bytes, scratch_bytes(m, sizes[j - 1], k)) << m << " x " << n;
+      constexpr int64_t kGuard = 4096;
+      const Tensor scratch = Tensor::full({static_cast<int64_t>(bytes) + kGuard}, 77, DType::u8);
+      cpu::Gemm<float> g{.m = m,
+                         .n = n,
+                         .k = k,
+                         .a = {a.data<float>(), 1, 2100},  // packed, as rows that do not follow each other are
+                         .b = {b.data<float>(), 2100, 1}};
+      g.c = out.data<float>();
+      g.c_row_stride = 2100;
+      if (GetParam())
+        cpu::gemm_tiles(g, scratch.raw_data());
+      else
+        cpu::gemm(g, scratch.raw_data());
+      const auto* guard = reinterpret_cast<const uint8_t*>(scratch.raw_data()) + bytes;
+      EXPECT_TRUE(std::all_of(guard, guard + kGuard, [](uint8_t byte) { return byte == 77; })) << m << " x " << n;
+    }
 }
 
 // Rows a multiple of 4096 bytes apart are packed, others are read where they lie; the right-hand matrix is packed once for many rows, or

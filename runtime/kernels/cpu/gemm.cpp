@@ -56,15 +56,18 @@ constexpr std::array<MicroKernel<C>, sizeof...(Row)> kernel_row(std::index_seque
   return {micro_kernel<C, static_cast<int>(Row) + 1, Vectors, kInPlace>...};
 }
 
-// The part of the scratch that each purpose takes.
+// The part of the scratch that each purpose takes. None shrinks when m or n grows: what is enough for a product is enough for every part of
+// it, however that is blocked.
 template <class T>
 struct Layout {
   using C = compute_t<T>;
   size_t a_bytes, b_bytes, bias_bytes, c_bytes;
   Layout(int64_t m, int64_t n, int64_t k) {
     const int64_t depth = block_k(k);
-    a_bytes = aligned(static_cast<size_t>(block_m(m) * depth) * sizeof(C) + kVectorBytes);
-    b_bytes = aligned(static_cast<size_t>(packed_columns<C>(m, n) * depth) * sizeof(C) + kVectorBytes);
+    const int64_t rows = std::min(round_up(m, kMicroRows), kBlockM);
+    const int64_t columns = std::min(round_up(n, kMicroColumns<C>), m <= kBlockM ? kBlockN : kStripN);
+    a_bytes = aligned(static_cast<size_t>(rows * depth) * sizeof(C) + kVectorBytes);
+    b_bytes = aligned(static_cast<size_t>(columns * depth) * sizeof(C) + kVectorBytes);
     bias_bytes = aligned(static_cast<size_t>(round_up(std::min(n, kStripN), kMicroColumns<C>)) * sizeof(C));
     // 16-bit results are summed in float and rounded once.
     c_bytes = std::is_same_v<T, C> ? 0 : aligned(static_cast<size_t>(m * std::min(n, kStripN)) * sizeof(C));

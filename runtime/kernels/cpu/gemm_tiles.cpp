@@ -31,13 +31,13 @@ struct Blocks {
         packed_n(rows <= m ? n : kStripN) {}
 };
 
+// The parts of the scratch. None shrinks when m or n grows: what is enough for a product is enough for every part of it, however that is cut.
 template <class T>
 struct Layout {
   size_t a_bytes, b_bytes, bias_bytes, c_bytes;
   Layout(int64_t m, int64_t n, int64_t k) {
-    const Blocks blocks(m, n);
-    a_bytes = static_cast<size_t>(tile_panels_bytes<T>(std::min(m, blocks.m), block_k(k)));
-    b_bytes = static_cast<size_t>(tile_panels_bytes<T>(std::min(n, blocks.packed_n), block_k(k)));
+    a_bytes = static_cast<size_t>(tile_panels_bytes<T>(std::min(m, kLargeBlock), block_k(k)));
+    b_bytes = static_cast<size_t>(tile_panels_bytes<T>(std::min(n, m <= kLargeBlock ? kLargeBlock : kStripN), block_k(k)));
     bias_bytes = aligned(static_cast<size_t>(round_up(std::min(n, kStripN), kTilePanel)) * sizeof(float));
     // 16-bit results are summed in float and rounded once.
     c_bytes = std::is_same_v<T, float> ? 0 : aligned(static_cast<size_t>(m * std::min(n, kStripN)) * sizeof(float));

@@ -1,10 +1,9 @@
 // Products of panels in tile registers (x86 AMX): sums of bfloat16 products in float32, 16 x 16 x 32 multiply-adds in an instruction. What
 // holds more than bfloat16's 8 significant bits is cut into pieces that do:
 //
-//   float32    3 pieces, which hold it to the bit; 6 of their 9 products. What the others leave out is below 2^-23 of a product, in
-//   practice
-//              2^-26, less than a sum in float32 rounds away (Henry, Tang and Heinecke 2019, "Leveraging the bfloat16 artificial
-//              intelligence datatype for higher-precision computations", arXiv 1904.06376)
+//   float32    3 pieces, which hold it to the bit; 6 of their 9 products. What the others leave out is below 2^-23 of a
+//              product, in practice 2^-26, less than a sum in float32 rounds away (Henry, Tang and Heinecke 2019, "Leveraging
+//              the bfloat16 artificial intelligence datatype for higher-precision computations", arXiv 1904.06376)
 //   float16    2 pieces, all 4 products
 //   bfloat16   itself
 //
