@@ -134,7 +134,8 @@ bool Progress::begin_here(Operation& operation) {
     begun_ = std::make_unique<Operation>(std::move(operation));
     has_begun_ = true;
   }
-  begun_->work->times.started_ns = begun_->work->times.queued_ns;
+  // It was queued before this thread saw that nothing is outstanding: what was may have ended in between, and traces are in order.
+  begun_->work->times.started_ns = std::max(begun_->work->times.queued_ns, last_done_ns_);
   begin_shared(*begun_);
   return true;
 }
@@ -289,6 +290,7 @@ Work::State::Moved Progress::count_shared(const Operation& operation) {
 
 void Progress::finish(const Operation& operation, const Work::State::Moved& moved, std::string error) {
   operation.work->finish(moved, std::move(error));
+  last_done_ns_ = operation.work->times.done_ns;
   // Last: who sees that none is outstanding may begin the next one, which must be later in the trace, and the only one to write there.
   outstanding_.fetch_sub(1);
 }

@@ -165,6 +165,7 @@ class Progress final : private Patience, public std::enable_shared_from_this<Pro
   std::atomic<SharedMemory*> ready_{nullptr};
   std::atomic<int> outstanding_{0};    // operations issued and not done
   std::mutex engine_;                  // taken before mutex_
+  int64_t last_done_ns_ = 0;           // of the last operation that ended; read by who sees that none is outstanding
   std::unique_ptr<Operation> begun_;   // guarded by engine_: by a caller, the oldest of all
   int64_t crowded_until_ns_ = 0;       // guarded by engine_, as are the next two; see help()
   int64_t crowded_ns_ = 0;

@@ -88,6 +88,23 @@ TEST(Collectives, SeveralInFlightCompleteInOrder) {
   });
 }
 
+// An operation that the caller runs may be queued while the progress thread ends the one before: it begins after that all the same.
+TEST(Collectives, CallersOperationsBeginAfterTheThreads) {
+  testing::run_on_ranks(2, [](Communicator& comm) {
+    std::vector<float> block(20'000);
+    float few[2] = {};
+    for (int i = 0; i < 1500; ++i) {
+      const comm::Work before = comm.all_reduce(block.data(), block.size(), DType::f32, comm::ReduceOp::max);
+      for (int turns = i % 50; turns > 0; --turns) before.done();
+      const comm::Work after = comm.all_reduce(few, 2, DType::f32, comm::ReduceOp::max);
+      after.wait();
+      before.wait();
+      EXPECT_LE(before.times().done_ns, after.times().started_ns) << i;
+      EXPECT_LE(after.times().started_ns, after.times().done_ns) << i;
+    }
+  });
+}
+
 TEST(Collectives, NaNPropagates) {
   testing::run_on_ranks(3, [](Communicator& comm) {
     for (const comm::ReduceOp op : {comm::ReduceOp::max, comm::ReduceOp::min, comm::ReduceOp::sum}) {
