@@ -197,8 +197,8 @@ TEST_P(Matmul, ScratchIsEnoughForEveryPart) {
     for (size_t j = 0; j < sizes.size(); ++j) {
       const int64_t m = sizes[i], n = sizes[j];
       const size_t bytes = scratch_bytes(m, n, k);
-      if (i > 0) EXPECT_GE(bytes, scratch_bytes(sizes[i - 1], n, k)) << m << " x " << n;
-      if (j > 0) EXPECT_GE(bytes, scratch_bytes(m, sizes[j - 1], k)) << m << " x " << n;
+      EXPECT_GE(bytes, scratch_bytes(sizes[i == 0 ? 0 : i - 1], n, k)) << m << " x " << n;
+      EXPECT_GE(bytes, scratch_bytes(m, sizes[j == 0 ? 0 : j - 1], k)) << m << " x " << n;
       constexpr int64_t kGuard = 4096;
       const Tensor scratch = Tensor::full({static_cast<int64_t>(bytes) + kGuard}, 77, DType::u8);
       cpu::Gemm<float> g{.m = m,
