@@ -18,13 +18,11 @@ void set_threads(int threads, const comm::Communicator& comm) {
 
 void set_products(const ringzero::Job& job) { RankContext::current()->set_tiles(job.training().products() == ringzero::Training::AUTO); }
 
-const char* products_name() {
-  return RankContext::current()->tiles() && cpu::tiles_available() ? "tile registers" : "multiply-adds";
-}
-
 void set_compute(const ringzero::Job& job, const comm::Communicator& comm) {
   set_threads(static_cast<int>(job.training().threads()), comm);
   set_products(job);
 }
+
+const char* products_name() { return cpu::tiles_in_use() ? "tile registers" : "multiply-adds"; }
 
 }  // namespace rz::tools

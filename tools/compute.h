@@ -12,10 +12,10 @@ void set_threads(int threads, const comm::Communicator& comm);
 // As the job has it multiply matrices: in tile registers where there are any, or not (training.products).
 void set_products(const ringzero::Job& job);
 
-// "tile registers" or "multiply-adds": how this rank multiplies matrices.
-const char* products_name();
-
 // Both, for a job that is trained.
 void set_compute(const ringzero::Job& job, const comm::Communicator& comm);
+
+// "tile registers" or "multiply-adds": how this rank multiplies matrices.
+const char* products_name();
 
 }  // namespace rz::tools

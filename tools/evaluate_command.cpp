@@ -5,7 +5,6 @@
 #include "comm/launch.h"
 #include "tools/compute.h"
 #include "tools/evaluate.h"
-#include "tools/sample.h"
 #include "tools/sample_command.h"
 
 namespace rz::tools {

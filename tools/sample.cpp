@@ -6,10 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
-#include "comm/launch.h"
-#include "runtime/core/rank_context.h"
 #include "tools/compute.h"
-#include "tools/console.h"
 #include "tools/job_file.h"
 
 namespace rz::tools {

@@ -3,13 +3,11 @@
 #include <algorithm>
 #include <array>
 
-#include "comm/launch.h"
 #include "models/data/batch.h"
 #include "optim/shard/micro_batches.h"
 #include "runtime/core/rank_context.h"
 #include "tools/agree.h"
 #include "tools/compute.h"
-#include "tools/console.h"
 #include "tools/job_file.h"
 #include "tools/version.h"
 

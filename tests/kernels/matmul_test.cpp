@@ -56,6 +56,8 @@ void expect_close(const Tensor& out, const std::vector<double>& want, double bou
 
 MatmulKernels& kernels() { return *backend({}).matmul; }
 
+constexpr const char* kNoTiles = "not run: this CPU, system or build has no tile registers";
+
 std::shared_ptr<RankContext> context_with(bool tiles, int threads = 1) {
   auto context = RankContext::make(0, threads);
   context->set_tiles(tiles);
@@ -66,7 +68,7 @@ std::shared_ptr<RankContext> context_with(bool tiles, int threads = 1) {
 class Matmul : public testing::TestWithParam<bool> {
  protected:
   void SetUp() override {
-    if (GetParam() && !cpu::tiles_available()) GTEST_SKIP() << "not run: this CPU, system or build has no tile registers";
+    if (GetParam() && !cpu::tiles_available()) GTEST_SKIP() << kNoTiles;
   }
   std::shared_ptr<RankContext> context(int threads = 1) { return context_with(GetParam(), threads); }
   const RankContextScope scope_{context_with(GetParam())};
@@ -260,6 +262,13 @@ TEST_P(Matmul, ScratchIsWorkspaceAndGoneAfterwards) {
   EXPECT_EQ(memory.current(), before);
 }
 
+class Tiles : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (!cpu::tiles_available()) GTEST_SKIP() << kNoTiles;
+  }
+};
+
 // Errors as parts of the sum of the terms' magnitudes, in units of half a float32's last place, over all elements.
 struct Errors {
   double root_mean_square = 0, largest = 0;
@@ -285,8 +294,7 @@ Errors errors_of(const Tensor& a, const Tensor& b, bool tiles) {
 }
 
 // Three bfloat16 pieces are a float32: products in tiles are as exact as multiply-adds, for numbers of one size and of very different ones.
-TEST(Tiles, AreAsExactAsMultiplyAdds) {
-  if (!cpu::tiles_available()) GTEST_SKIP() << "not run: this CPU, system or build has no tile registers";
+TEST_F(Tiles, AreAsExactAsMultiplyAdds) {
   for (const int64_t k : {32, 100, 384, 1000, 3000})
     for (const int exponents : {0, 40}) {
       Tensor a = random_tensor({40, k}, 1, -1, 1, DType::f32), b = random_tensor({k, 50}, 2, -1, 1, DType::f32);
@@ -300,8 +308,7 @@ TEST(Tiles, AreAsExactAsMultiplyAdds) {
 }
 
 // Whole numbers whose sums float32 holds come out exactly, whichever piece they lie in.
-TEST(Tiles, WholeNumbersAreExact) {
-  if (!cpu::tiles_available()) GTEST_SKIP() << "not run: this CPU, system or build has no tile registers";
+TEST_F(Tiles, WholeNumbersAreExact) {
   const int64_t k = 64;
   Tensor a = Tensor::zeros({3, k}), b = Tensor::zeros({k, 4}), out = Tensor::empty({3, 4});
   for (int64_t i = 0; i < 3; ++i) a.data<float>()[i * k + 7 * i] = 16777213.0f;  // 24 significant bits
@@ -313,8 +320,7 @@ TEST(Tiles, WholeNumbersAreExact) {
 
 // Infinities, NaN and what bfloat16 would round to infinity: their rows and columns are what multiply-adds give, all others keep their
 // bits.
-TEST(Tiles, NumbersThatNoPieceHolds) {
-  if (!cpu::tiles_available()) GTEST_SKIP() << "not run: this CPU, system or build has no tile registers";
+TEST_F(Tiles, NumbersThatNoPieceHolds) {
   const float infinity = std::numeric_limits<float>::infinity(), largest = std::numeric_limits<float>::max();
   for (const float special : {infinity, -infinity, std::numeric_limits<float>::quiet_NaN(), largest, -largest})
     for (const bool in_a : {true, false})

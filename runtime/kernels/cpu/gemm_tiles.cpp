@@ -16,9 +16,7 @@ constexpr int64_t kBlockK = 512;  // at most
 // Of the two operands' blocks one stays in the L2 cache, packed, while small blocks of the other pass by it.
 constexpr int64_t kLargeBlock = 384, kSmallBlock = 128;
 constexpr int64_t kStripN = kMostTilePanels * kTilePanel;
-constexpr size_t kAlign = 64;
 
-size_t aligned(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 int64_t block_k(int64_t k) { return round_up(ceil_divide(k, ceil_divide(k, kBlockK)), kTileStep); }
 
 // How a product of m rows and n columns is cut. Large blocks of A, small ones of B, unless one large block is all of B. Columns are packed
@@ -34,15 +32,16 @@ struct Blocks {
 // The parts of the scratch. None shrinks when m or n grows: what is enough for a product is enough for every part of it, however that is cut.
 template <class T>
 struct Layout {
-  size_t a_bytes, b_bytes, bias_bytes, c_bytes;
+  int64_t a_bytes, b_bytes, bias_bytes, c_bytes;
   Layout(int64_t m, int64_t n, int64_t k) {
-    a_bytes = static_cast<size_t>(tile_panels_bytes<T>(std::min(m, kLargeBlock), block_k(k)));
-    b_bytes = static_cast<size_t>(tile_panels_bytes<T>(std::min(n, m <= kLargeBlock ? kLargeBlock : kStripN), block_k(k)));
-    bias_bytes = aligned(static_cast<size_t>(round_up(std::min(n, kStripN), kTilePanel)) * sizeof(float));
+    constexpr int64_t kFloat = sizeof(float);
+    a_bytes = tile_panels_bytes<T>(std::min(m, kLargeBlock), block_k(k));
+    b_bytes = tile_panels_bytes<T>(std::min(n, m <= kLargeBlock ? kLargeBlock : kStripN), block_k(k));
+    bias_bytes = round_up(std::min(n, kStripN), kTilePanel) * kFloat;
     // 16-bit results are summed in float and rounded once.
-    c_bytes = std::is_same_v<T, float> ? 0 : aligned(static_cast<size_t>(m * std::min(n, kStripN)) * sizeof(float));
+    c_bytes = std::is_same_v<T, float> ? 0 : round_up(m * std::min(n, kStripN) * kFloat, 64);
   }
-  size_t total() const { return a_bytes + b_bytes + bias_bytes + c_bytes; }
+  int64_t total() const { return a_bytes + b_bytes + bias_bytes + c_bytes; }
 };
 
 // The products of one block of A's panels with one of B's.
@@ -180,7 +179,7 @@ class Product {
 
 template <class T>
 size_t gemm_tiles_scratch_bytes(int64_t m, int64_t n, int64_t k) {
-  return Layout<T>(m, n, k).total();
+  return static_cast<size_t>(Layout<T>(m, n, k).total());
 }
 
 template <class T>

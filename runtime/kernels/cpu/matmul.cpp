@@ -63,7 +63,7 @@ struct Way {
   bool tiles;
   int64_t rows, columns;  // at whose multiples a product is cut for threads
   explicit Way(const Gemm<T>& g)
-      : tiles(RankContext::current()->tiles() && tiles_pay(g) && tiles_available()),
+      : tiles(tiles_pay(g) && tiles_in_use()),
         rows(tiles ? kTilePanel : kMicroRows),
         columns(tiles ? kTilePanel : kMicroColumns<compute_t<T>>) {}
 

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "runtime/core/error.h"
+#include "runtime/core/rank_context.h"
 #include "runtime/kernels/cpu/gemm_pack.h"
 
 #if defined(__AVX512F__) && defined(__linux__)
@@ -23,6 +24,8 @@ namespace {
 constexpr uint32_t kHalf = 0x8000, kUpper = 0xffff0000;
 
 }  // namespace
+
+bool tiles_in_use() { return RankContext::current()->tiles() && tiles_available(); }
 
 float rounded_to_piece(float x) { return std::bit_cast<float>((std::bit_cast<uint32_t>(x) + kHalf) & kUpper); }
 

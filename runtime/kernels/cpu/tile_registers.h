@@ -22,6 +22,9 @@ namespace rz::cpu {
 // Whether this build, this CPU and this system have them. All else here needs them.
 bool tiles_available();
 
+// Whether the calling rank multiplies in them: they are available, and it may (RankContext::tiles).
+bool tiles_in_use();
+
 inline constexpr int64_t kTileRows = 16;              // of a tile; its columns in units of four bytes, too
 inline constexpr int64_t kTilePanel = 2 * kTileRows;  // rows of A, columns of B that are multiplied together
 inline constexpr int64_t kTileStep = 2 * kTileRows;   // of k, that one tile of A or B holds
