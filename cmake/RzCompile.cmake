@@ -52,6 +52,8 @@ if(RZ_SANITIZE)
     target_compile_definitions(rz_compile INTERFACE RZ_TSAN=1)
   endif()
 endif()
+# What a target says itself stands before all this; what shall have the last word, after it.
+target_compile_options(rz_compile INTERFACE $<TARGET_PROPERTY:RZ_LAST_OPTIONS>)
 
 # rz_library(name DIRS dir... LINK target...): every .cpp directly in the folders, one static library.
 function(rz_library name)

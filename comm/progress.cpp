@@ -27,9 +27,6 @@ constexpr int64_t kMillisecond = 1'000'000;
 constexpr int64_t kLeftPatience = 100 * kMillisecond;
 constexpr int64_t kCausePatience = 200 * kMillisecond;
 
-int64_t to_ns(double seconds) { return static_cast<int64_t>(seconds * 1e9); }
-double to_s(int64_t ns) { return static_cast<double>(ns) * 1e-9; }
-
 int cores() {
   static const auto count = static_cast<int>(std::thread::hardware_concurrency());
   return count;

@@ -16,9 +16,6 @@ constexpr int64_t kTerminationRollCall = 300'000'000;
 
 std::atomic<bool> g_termination{false};
 
-int64_t to_ns(double seconds) { return static_cast<int64_t>(seconds * 1e9); }
-double to_s(int64_t ns) { return static_cast<double>(ns) * 1e-9; }
-
 }  // namespace
 
 void Progress::request_termination() { g_termination.store(true); }

@@ -92,8 +92,8 @@ class Bench {
     const int64_t start = steady_now_ns(), start_of_processor = thread_cpu_ns();
     items_ += session_.train_step(step).items;
     profile.ended("step", OpProfile::Phase::other);
-    step_ms_.push_back(1e-6 * static_cast<double>(steady_now_ns() - start));
-    processor_ms_.push_back(1e-6 * static_cast<double>(thread_cpu_ns() - start_of_processor));
+    step_ms_.push_back(to_ms(steady_now_ns() - start));
+    processor_ms_.push_back(to_ms(thread_cpu_ns() - start_of_processor));
     for (const auto& [key, entry] : profile.entries()) {
       OpProfile::Entry& sum = total_[key];
       sum.calls += entry.calls;
@@ -135,7 +135,7 @@ class Bench {
       json["ops"].push_back({{"op", op.name},
                              {"phase", name(op.phase)},
                              {"calls_per_step", static_cast<double>(op.entry.calls) / steps},
-                             {"ms_per_step", 1e-6 * static_cast<double>(op.entry.ns) / steps},
+                             {"ms_per_step", to_ms(op.entry.ns) / steps},
                              {"gflop_per_step", 1e-9 * op.entry.flops / steps}});
     return json;
   }

@@ -9,14 +9,14 @@
 namespace rz::tools {
 
 namespace {
-struct Flags {
+struct BenchFlags {
   JobFlags job;
   BenchOptions options;
 };
 }  // namespace
 
 void add_bench_command(CLI::App& app, int& exit_code) {
-  auto flags = std::make_shared<Flags>();
+  auto flags = std::make_shared<BenchFlags>();
   auto* command = app.add_subcommand("bench", "time a job's training steps: rate, part of the machine's peak, time by op; under mpirun every process is a rank");
   add_job_flags(*command, flags->job, true, true);
   command->add_option("--warmup", flags->options.warmup, "steps before those that count")->capture_default_str();

@@ -30,7 +30,7 @@ using comm::Communicator;
 using comm::Order;
 using comm::ReduceOp;
 
-struct Flags {
+struct CollectivesFlags {
   std::string begin = "8";
   std::string end = "64M";
   size_t factor = 2;
@@ -96,7 +96,7 @@ size_t parse_size(const std::string& text, const char* flag) {
   return static_cast<size_t>(value) << shift;
 }
 
-Plan make_plan(const Flags& f) {
+Plan make_plan(const CollectivesFlags& f) {
   Plan plan;
   if (f.op == "all") {
     plan.kinds = {CollectiveKind::all_reduce, CollectiveKind::reduce_scatter, CollectiveKind::all_gather, CollectiveKind::broadcast};
@@ -285,7 +285,7 @@ bool measure(const Plan& plan, Communicator& comm, std::string transport) {
   return std::all_of(rows.begin(), rows.end(), [](const Row& r) { return r.error <= 0; });
 }
 
-int run_collectives(const Flags& flags) {
+int run_collectives(const CollectivesFlags& flags) {
   const Plan plan = make_plan(flags);
   comm::LaunchOptions options;
   options.transport = comm::parse_transport(flags.transport);
@@ -309,7 +309,7 @@ int run_collectives(const Flags& flags) {
 }  // namespace
 
 void add_collectives_command(CLI::App& app) {
-  auto flags = std::make_shared<Flags>();
+  auto flags = std::make_shared<CollectivesFlags>();
   auto* command = app.add_subcommand("collectives", "time and check the collectives, as nccl-tests prints them");
   command->add_option("-b,--begin", flags->begin, "smallest size in bytes; K, M, G = powers of 1024")->capture_default_str();
   command->add_option("-e,--end", flags->end, "largest size")->capture_default_str();

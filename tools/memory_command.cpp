@@ -18,7 +18,7 @@ namespace {
 constexpr int64_t kDefaultSteps = 3;  // peaks are constant from the second on
 constexpr int64_t kMostMeasuredRanks = 64;
 
-struct Flags {
+struct MemoryFlags {
   JobFlags job;
   std::vector<int> ranks = {1, 2, 4};
   std::vector<int64_t> stages = {0, 1, 2, 3};
@@ -30,27 +30,27 @@ struct Flags {
   double timeout_s = 0;
 };
 
-int64_t steps_of(const Flags& flags, const ringzero::Job& job) {
+int64_t steps_of(const MemoryFlags& flags, const ringzero::Job& job) {
   for (const std::string& text : flags.job.overrides)
     if (text.starts_with("training.steps=")) return job.training().steps();
   return kDefaultSteps;
 }
 
-std::string directory_of(const Flags& flags, const ringzero::Job& job) { return flags.out.empty() ? "runs/" + job.name() + "_memory" : flags.out; }
+std::string directory_of(const MemoryFlags& flags, const ringzero::Job& job) { return flags.out.empty() ? "runs/" + job.name() + "_memory" : flags.out; }
 
-void check_measurable(const Flags& flags) {
+void check_measurable(const MemoryFlags& flags) {
   for (const int ranks : flags.ranks)
     RZ_CONFIG_CHECK(!flags.measure || ranks <= kMostMeasuredRanks, "--measure starts every rank on this machine: at most {} of them, not {}",
                     kMostMeasuredRanks, ranks);
 }
 
-void print_preset(const Flags& flags) {
+void print_preset(const MemoryFlags& flags) {
   RZ_CONFIG_CHECK(flags.preset == "zero-paper", "unknown preset '{}'; valid: zero-paper", flags.preset);
   if (flags.json) fmt::print("{}\n", zero_paper_json().dump(2));
   else fmt::print("{}", zero_paper_text());
 }
 
-void run_table(const Flags& flags) {
+void run_table(const MemoryFlags& flags) {
   const ringzero::Job job = flags.job.load();
   const std::string out = directory_of(flags, job);
   std::vector<MemoryCell> cells;
@@ -78,7 +78,7 @@ void run_table(const Flags& flags) {
   fmt::print("written: {0}/memory.json, {0}/memory.svg, {0}/memory.png\n", out);
 }
 
-void run_fit(const Flags& flags) {
+void run_fit(const MemoryFlags& flags) {
   const ringzero::Job job = flags.job.load();
   const int64_t limit = parse_bytes(flags.fit);
   const std::string out = directory_of(flags, job);
@@ -144,7 +144,7 @@ void run_fit(const Flags& flags) {
 }  // namespace
 
 void add_memory_command(CLI::App& app) {
-  auto flags = std::make_shared<Flags>();
+  auto flags = std::make_shared<MemoryFlags>();
   auto* command = app.add_subcommand("memory", "memory of a job by stage and ranks: predicted, measured, drawn; the largest model that fits");
   add_job_flags(*command, flags->job, false, false);
   command->add_option("--ranks", flags->ranks, "numbers of ranks, comma separated")->delimiter(',')->capture_default_str();

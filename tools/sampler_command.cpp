@@ -17,7 +17,7 @@ namespace {
 
 namespace diffusion = models::diffusion;
 
-struct Flags {
+struct ReplayFlags {
   std::string world, replay, replay_case;
   std::string preset = "ddpm";
   diffusion::PresetOptions options;
@@ -50,7 +50,7 @@ diffusion::GaussianWorld parse_world(std::string_view text) {
   return world;
 }
 
-nlohmann::ordered_json world_moments(const Flags& f) {
+nlohmann::ordered_json world_moments(const ReplayFlags& f) {
   const diffusion::GaussianWorld world = parse_world(f.world);
   const diffusion::Process process = diffusion::make_preset(f.preset, f.options);
   const diffusion::SamplerConfig config = sampler_config(f.sampler, process, false);  // a world has no network to learn variances from
@@ -81,7 +81,7 @@ nlohmann::ordered_json world_moments(const Flags& f) {
   return json;
 }
 
-nlohmann::ordered_json replay(const Flags& f) {
+nlohmann::ordered_json replay(const ReplayFlags& f) {
   RZ_CONFIG_CHECK(f.replay == "diffusers", "unknown replay '{}'; valid: diffusers", f.replay);
   return replay_json(f.replay_case);
 }
@@ -89,8 +89,8 @@ nlohmann::ordered_json replay(const Flags& f) {
 }  // namespace
 
 void add_sampler_command(CLI::App& app) {
-  auto flags = std::make_shared<Flags>();
-  Flags& f = *flags;
+  auto flags = std::make_shared<ReplayFlags>();
+  ReplayFlags& f = *flags;
   auto* c =
       app.add_subcommand("sampler", "what a diffusion sampler makes of data N(mean, std^2): exact mean and standard deviation, as JSON");
   c->add_option("--world", f.world, "gaussian:mean=M,std=C: every coordinate of the data is N(M, C^2), the denoiser is exact");

@@ -10,7 +10,7 @@ namespace rz::tools {
 
 namespace {
 
-struct Flags {
+struct TrainFlags {
   JobFlags job;
   TrainOptions options;
 };
@@ -18,7 +18,7 @@ struct Flags {
 }  // namespace
 
 void add_train_command(CLI::App& app, int& exit_code) {
-  auto flags = std::make_shared<Flags>();
+  auto flags = std::make_shared<TrainFlags>();
   auto* command = app.add_subcommand("train", "train a job; under mpirun every process is a rank");
   add_job_flags(*command, flags->job, true, true);
   command->add_option("--out", flags->options.out, "run directory; default: runs/<job name>");

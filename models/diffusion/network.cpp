@@ -78,7 +78,7 @@ Tensor noise_embedding(const Tensor& noise_B, int64_t width, DType dtype) {
   std::vector<double> frequencies;
   for (int64_t i = 0; i < half; ++i) frequencies.push_back(std::pow(kSlowest, -static_cast<double>(i) / static_cast<double>(half)));
   // Angles reach 1000: in 16 bits they would be noise themselves.
-  const DType compute = noise_B.dtype() == DType::f64 ? DType::f64 : DType::f32;
+  const DType compute = compute_dtype(noise_B.dtype());
   const Tensor angles = ops::mul(ops::unsqueeze(ops::cast(noise_B, compute), 1), ops::cast(Tensor::of({half}, frequencies), compute));
   return ops::cast(ops::concat({ops::cos(angles), ops::sin(angles)}, 1), dtype);
 }

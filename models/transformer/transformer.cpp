@@ -159,7 +159,7 @@ const Tensor& Transformer::head_weight() const { return head_ ? head_->weight() 
 
 const ops::RopeTable* Transformer::rope() {
   if (wpe_) return nullptr;
-  const DType wanted = wte_.weight().dtype() == DType::f64 ? DType::f64 : DType::f32;
+  const DType wanted = compute_dtype(wte_.weight().dtype());
   if (!rope_.values.defined() || rope_.values.dtype() != wanted)
     rope_ = ops::make_rope_table(config_.context, config_.width / config_.heads, config_.rope_base, wanted);
   return &rope_;

@@ -66,6 +66,9 @@ inline constexpr DType dtype_of = [] {
 template <class T>
 using compute_t = std::conditional_t<std::is_same_v<T, bf16> || std::is_same_v<T, f16>, float, T>;
 
+// The same of a floating type known at run time.
+constexpr DType compute_dtype(DType t) { return t == DType::f64 ? DType::f64 : DType::f32; }
+
 constexpr size_t size_bytes(DType t) {
   switch (t) {
     case DType::f32: case DType::i32: return 4;

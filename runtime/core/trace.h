@@ -27,6 +27,10 @@ int64_t steady_now_ns();
 // Nanoseconds of a core that this thread has used.
 int64_t thread_cpu_ns();
 
+constexpr int64_t to_ns(double seconds) { return static_cast<int64_t>(seconds * 1e9); }
+constexpr double to_s(int64_t ns) { return static_cast<double>(ns) * 1e-9; }
+constexpr double to_ms(int64_t ns) { return static_cast<double>(ns) * 1e-6; }
+
 namespace trace {
 
 // What the main thread is doing; `other` is what a step spends between the named activities.

@@ -16,8 +16,6 @@ Tensor last_dense(const Tensor& x, Category category) {
 
 double resolved_scale(double scale, int64_t width) { return scale != 0 ? scale : 1.0 / std::sqrt(static_cast<double>(width)); }
 
-DType compute_type(const Tensor& x) { return x.dtype() == DType::f64 ? DType::f64 : DType::f32; }
-
 // [B, heads, T, D] over fresh [B, T, heads, D] memory.
 Tensor empty_by_token(const Tensor& like, const char* owner) {
   return Tensor::empty({like.size(0), like.size(2), like.size(1), like.size(3)}, like.dtype(), owner).view_permute({0, 2, 1, 3});
@@ -37,7 +35,7 @@ Tensor scaled_dot_product_attention(const Tensor& q, const Tensor& k, const Tens
   const Tensor k_in = last_dense(k, category);
   const Tensor v_in = last_dense(v, category);
   Tensor out = empty_by_token(q, "attention");
-  Tensor lse = keeps ? Tensor::empty({q.size(0), q.size(1), q.size(2)}, compute_type(q), "attention log-sum-exp") : Tensor();
+  Tensor lse = keeps ? Tensor::empty({q.size(0), q.size(1), q.size(2)}, compute_dtype(q.dtype()), "attention log-sum-exp") : Tensor();
   kernels.forward(call, q_in, k_in, v_in, out, lse);
   if (!keeps) return out;
   return autograd::record("scaled_dot_product_attention", out, {q, k, v},
@@ -97,7 +95,7 @@ Tensor attention_qkv(const Tensor& qkv, const AttentionQkvOptions& options) {
   const QkvViews views(dense, heads, kv_heads);
   Tensor out = Tensor::empty({qkv.size(0), qkv.size(1), heads * width}, qkv.dtype(), "attention");
   Tensor out_by_head = view_by_head(out, heads);
-  Tensor lse = keeps ? Tensor::empty({qkv.size(0), heads, qkv.size(1)}, compute_type(qkv), "attention log-sum-exp") : Tensor();
+  Tensor lse = keeps ? Tensor::empty({qkv.size(0), heads, qkv.size(1)}, compute_dtype(qkv.dtype()), "attention log-sum-exp") : Tensor();
   kernels.forward(call, views.q, views.k, views.v, out_by_head, lse);
   if (!keeps) return out;
   return autograd::record("attention_qkv", out, {qkv},

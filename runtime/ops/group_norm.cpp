@@ -29,7 +29,7 @@ Tensor group_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, con
     values[i] = to_dense(parameters[i], category);
     saved[i] = autograd::Saved(values[i]);
   }
-  const DType compute = x.dtype() == DType::f64 ? DType::f64 : DType::f32;
+  const DType compute = compute_dtype(x.dtype());
   Tensor y = Tensor::empty(x.shape(), x.dtype(), "group_norm");
   Tensor y_samples = y.view_reshape(dense.shape());
   Tensor mean = Tensor::empty({samples, options.groups}, compute, "norm statistics");

@@ -14,8 +14,6 @@ void check_rows(const Tensor& x, const Tensor& targets) {
   RZ_CHECK(targets.shape() == x.shape().without(-1), "cross entropy: targets {} do not fit rows of {}", targets.str(), x.str());
 }
 
-DType compute_type(const Tensor& x) { return x.dtype() == DType::f64 ? DType::f64 : DType::f32; }
-
 // What one row's loss is multiplied by.
 double row_factor(const CrossEntropyOptions& options, int64_t count) {
   return options.reduction == LossReduction::sum ? options.scale : options.scale / static_cast<double>(std::max<int64_t>(1, count));
@@ -34,13 +32,13 @@ CrossEntropyResult cross_entropy(const Tensor& logits, const Tensor& targets, co
   const bool keeps = autograd::needs_grad({logits});
   const Tensor rows = to_rows(logits, keeps ? ambient_category() : Category::workspace);
   const Tensor flat = flat_targets(targets, keeps);
-  Tensor lse = Tensor::empty({rows.size(0)}, compute_type(logits), "cross entropy log-sum-exp");
+  Tensor lse = Tensor::empty({rows.size(0)}, compute_dtype(logits.dtype()), "cross entropy log-sum-exp");
   const auto total = kernels.cross_entropy(rows, flat, options.ignore_index, 0, lse);
   const double factor = row_factor(options, total.count);
   CrossEntropyResult result;
   result.sum = total.sum;
   result.count = total.count;
-  result.loss = Tensor::full({}, total.sum * factor, compute_type(logits), "loss");
+  result.loss = Tensor::full({}, total.sum * factor, compute_dtype(logits.dtype()), "loss");
   if (!keeps) return result;
   result.loss = autograd::record(
       "cross_entropy", result.loss, {logits},
@@ -116,7 +114,7 @@ CrossEntropyResult linear_cross_entropy(const Tensor& x, const Tensor& weight, c
   const Tensor flat = flat_targets(targets, keeps);
   const int64_t chunk = std::clamp<int64_t>(chunk_rows == 0 ? default_chunk_rows(rows.size(0), weight.size(0), x.dtype()) : chunk_rows, 1,
                                             std::max<int64_t>(1, rows.size(0)));
-  Tensor lse = Tensor::empty({rows.size(0)}, compute_type(x), "cross entropy log-sum-exp");
+  Tensor lse = Tensor::empty({rows.size(0)}, compute_dtype(x.dtype()), "cross entropy log-sum-exp");
   CrossEntropyResult result;
   ChunkedHead(rows, weight, flat, chunk).for_chunks([&](int64_t begin, const Tensor&, const Tensor& chunk_targets, const Tensor& logits) {
     Tensor chunk_lse = lse.view_slice(0, begin, begin + logits.size(0));
@@ -125,7 +123,7 @@ CrossEntropyResult linear_cross_entropy(const Tensor& x, const Tensor& weight, c
     result.count += part.count;
   });
   const double factor = row_factor(options, result.count);
-  result.loss = Tensor::full({}, result.sum * factor, compute_type(x), "loss");
+  result.loss = Tensor::full({}, result.sum * factor, compute_dtype(x.dtype()), "loss");
   if (!keeps) return result;
   RZ_CHECK(!x.same(weight), "linear_cross_entropy: x and weight are one tensor {}", x.str());
   result.loss = autograd::record(

@@ -15,7 +15,7 @@ Tensor norm(const char* name, const Tensor& x, const Tensor& weight, const Tenso
   NormKernels& kernels = *backend(x.device()).norm;
   const bool keeps = autograd::needs_grad({x, weight, bias});
   const Tensor rows = to_rows(x, keeps ? ambient_category() : Category::workspace);
-  const DType compute = x.dtype() == DType::f64 ? DType::f64 : DType::f32;
+  const DType compute = compute_dtype(x.dtype());
   const int64_t count = rows.size(0);
   Tensor y = Tensor::empty(x.shape(), x.dtype(), name);
   Tensor y_rows = view_rows(y);
@@ -65,7 +65,7 @@ Tensor layer_norm_modulate(const Tensor& x, const Tensor& scale, const Tensor& s
   const auto& kernels = backend(x.device());
   const bool keeps = autograd::needs_grad({x, scale, shift});
   const Tensor rows = to_rows(x, keeps ? ambient_category() : Category::workspace);
-  const DType compute = x.dtype() == DType::f64 ? DType::f64 : DType::f32;
+  const DType compute = compute_dtype(x.dtype());
   // 1 + scale in the compute type: in 16 bits a small scale would be lost.
   Tensor wide = scale;
   if (scale.dtype() != compute) {
@@ -122,7 +122,7 @@ Tensor add_gated(const Tensor& x, const Tensor& h, const Tensor& gate) {
     const Tensor kept_h = in.wants(2) ? saved_h.get() : Tensor();
     const Tensor kept_gate = in.wants(1) ? saved_gate.get() : Tensor();
     const Shape shape{grad.size(0), grad.size(-1)};
-    const DType compute = grad.dtype() == DType::f64 ? DType::f64 : DType::f32;
+    const DType compute = compute_dtype(grad.dtype());
     Tensor dgate = in.wants(2) ? Tensor::empty(shape, compute, Category::workspace, "gate gradient") : Tensor();
     Tensor none;
     if (in.wants(1))

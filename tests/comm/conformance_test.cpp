@@ -18,10 +18,10 @@ class Conformance : public ::testing::TestWithParam<int> {};
 TEST_P(Conformance, EveryCollectiveSizeTypeOperationAndOrder) {
   constexpr size_t kSegmentBytes = 256;
   std::atomic<int> ran{0};
-  testing::run_on_ranks(GetParam(),
+  test::run_on_ranks(GetParam(),
                         [&](Communicator& comm) {
                           EXPECT_EQ(comm.size(), GetParam());
-                          for (const std::string& f : testing::check_conformance(comm, kSegmentBytes)) ADD_FAILURE() << f;
+                          for (const std::string& f : test::check_conformance(comm, kSegmentBytes)) ADD_FAILURE() << f;
                           ++ran;
                         },
                         {.segment_bytes = kSegmentBytes});
@@ -31,7 +31,7 @@ TEST_P(Conformance, EveryCollectiveSizeTypeOperationAndOrder) {
 INSTANTIATE_TEST_SUITE_P(Ranks, Conformance, ::testing::Values(1, 2, 3, 4, 5, 7));
 
 TEST(Collectives, LargeBuffersWithTheDefaultSegment) {
-  testing::run_on_ranks(3, [](Communicator& comm) {
+  test::run_on_ranks(3, [](Communicator& comm) {
     constexpr size_t kCount = (size_t{4} << 20) + 17;
     std::vector<float> data(kCount);
     for (size_t i = 0; i < kCount; ++i) data[i] = static_cast<float>(comm.rank() + static_cast<int>(i % 1000));
@@ -48,7 +48,7 @@ TEST(Collectives, LargeBuffersWithTheDefaultSegment) {
 // Reference case of a reduce-scatter over three ranks of the lists ((r+1) * i)^(j+1), i = 1, 2, j = 0, 1, 2.
 TEST(Collectives, GoldenReduceScatter) {
   const std::vector<std::vector<int32_t>> want{{6, 12}, {14, 56}, {36, 288}};
-  testing::run_on_ranks(3, [&](Communicator& comm) {
+  test::run_on_ranks(3, [&](Communicator& comm) {
     std::vector<int32_t> full;
     for (int j = 0; j < 3; ++j) {
       for (int i = 1; i <= 2; ++i) {
@@ -64,7 +64,7 @@ TEST(Collectives, GoldenReduceScatter) {
 }
 
 TEST(Collectives, SeveralInFlightCompleteInOrder) {
-  testing::run_on_ranks(4, [](Communicator& comm) {
+  test::run_on_ranks(4, [](Communicator& comm) {
     constexpr size_t kOperations = 40;
     std::vector<std::vector<int64_t>> data(kOperations, std::vector<int64_t>(100));
     std::vector<comm::Work> works;
@@ -90,7 +90,7 @@ TEST(Collectives, SeveralInFlightCompleteInOrder) {
 
 // An operation that the caller runs may be queued while the progress thread ends the one before: it begins after that all the same.
 TEST(Collectives, CallersOperationsBeginAfterTheThreads) {
-  testing::run_on_ranks(2, [](Communicator& comm) {
+  test::run_on_ranks(2, [](Communicator& comm) {
     std::vector<float> block(20'000);
     float few[2] = {};
     for (int i = 0; i < 1500; ++i) {
@@ -106,7 +106,7 @@ TEST(Collectives, CallersOperationsBeginAfterTheThreads) {
 }
 
 TEST(Collectives, NaNPropagates) {
-  testing::run_on_ranks(3, [](Communicator& comm) {
+  test::run_on_ranks(3, [](Communicator& comm) {
     for (const comm::ReduceOp op : {comm::ReduceOp::max, comm::ReduceOp::min, comm::ReduceOp::sum}) {
       for (int bad = 0; bad < 3; ++bad) {
         std::vector<float> data(48, static_cast<float>(comm.rank()));

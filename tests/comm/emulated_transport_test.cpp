@@ -40,9 +40,9 @@ TEST_P(EmulatedConformance, EveryCollectiveSizeTypeOperationAndOrder) {
   constexpr size_t kSegmentBytes = 256;
   const Network& n = GetParam();
   std::atomic<int> ran{0};
-  testing::run_on_ranks(n.ranks,
+  test::run_on_ranks(n.ranks,
                         [&](Communicator& comm) {
-                          for (const std::string& f : testing::check_conformance(comm, kSegmentBytes)) ADD_FAILURE() << f;
+                          for (const std::string& f : test::check_conformance(comm, kSegmentBytes)) ADD_FAILURE() << f;
                           ++ran;
                         },
                         {.segment_bytes = kSegmentBytes, .network = parse_network(n.link, n.between, n.nodes)});
@@ -70,7 +70,7 @@ struct Outcome {
 
 Outcome reduce_on_three(std::optional<comm::NetworkSpec> network) {
   std::vector<Outcome> ranks(3);
-  testing::run_on_ranks(3,
+  test::run_on_ranks(3,
                         [&](Communicator& comm) {
                           Outcome& mine = ranks[static_cast<size_t>(comm.rank())];
                           mine.sum = wild(comm.rank());
@@ -98,7 +98,7 @@ TEST(EmulatedTransport, ChangesNeitherBitsNorBytesOnTheWire) {
 // The time of `body` on `ranks` ranks, the slowest rank's, without starting up.
 double time_of(int ranks, const LaunchOptions& options, const std::function<void(Communicator&)>& body) {
   std::vector<double> seconds(static_cast<size_t>(ranks));
-  testing::run_on_ranks(
+  test::run_on_ranks(
       ranks,
       [&](Communicator& comm) {
         comm.barrier().wait();
@@ -134,7 +134,7 @@ TEST(EmulatedTransport, IsNotFasterThanItsLinks) {
 TEST(EmulatedTransport, RanksOfANodeShareItsPort) {
   // Ranks 0 and 1, on one node, send 125 kB to two other nodes, or receive as much from them, at once: 10 ms for each message.
   for (const bool out : {true, false}) {
-    testing::run_on_ranks(6,
+    test::run_on_ranks(6,
                           [out](Communicator& comm) {
                             constexpr int kPair[] = {0, 1, 0, 2, 1, 2};  // 0 with 2, 1 with 4
                             Communicator pair = comm.split(kPair[comm.rank()]);
@@ -159,7 +159,7 @@ double cpu_s() {
 // Three ranks wait for half a second and more; what they compute is next to nothing.
 TEST(EmulatedTransport, WaitingCostsNoProcessorTime) {
   double cpu = 0, wall = 0;
-  testing::run_on_ranks(3,
+  test::run_on_ranks(3,
                         [&](Communicator& comm) {
                           std::vector<float> data(30'000, 1.0f);
                           comm.barrier().wait();
@@ -182,7 +182,7 @@ TEST(EmulatedTransport, AStoppedRankIsNamedWithinTheDeadline) {
   constexpr double kDeadline = 1;
   auto hub = std::make_shared<comm::ThreadHub>(kRanks);
   std::atomic<int> failed{0};
-  const auto errors = testing::errors_on_ranks(
+  const auto errors = test::errors_on_ranks(
       kRanks, {.deadline_s = kDeadline, .network = parse_network("100Mbit,1ms,jitter 1ms")},
       [&](Communicator& comm) {
         std::vector<float> data(30'000, 1.0f);
@@ -205,7 +205,7 @@ TEST(EmulatedTransport, AStoppedRankIsNamedWithinTheDeadline) {
 TEST(EmulatedTransport, AnExceptionOnOneRankReachesAllAtOnce) {
   std::vector<std::vector<float>> data(3, std::vector<float>(1'000'000, 1.0f));  // a quarter of a minute on its way
   const double begin = now_s();
-  const auto errors = testing::errors_on_ranks(3, {.deadline_s = 20, .network = parse_network("1Mbit,10ms")}, [&](Communicator& comm) {
+  const auto errors = test::errors_on_ranks(3, {.deadline_s = 20, .network = parse_network("1Mbit,10ms")}, [&](Communicator& comm) {
     auto& mine = data[static_cast<size_t>(comm.rank())];
     const auto work = comm.all_reduce(mine.data(), mine.size(), DType::f32, ReduceOp::sum);
     if (comm.rank() == 1) throw std::runtime_error("the dog ate the shard");

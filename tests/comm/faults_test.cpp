@@ -56,7 +56,7 @@ TEST_P(MismatchTest, IsAnErrorOnEveryRankNamingBothSides) {
   for (const int n : {2, 3, 4}) {
     for (const int odd : {0, n - 1}) {
       const auto begin = std::chrono::steady_clock::now();
-      const auto errors = testing::errors_on_ranks(n, {.deadline_s = 20}, [&](Communicator& comm) {
+      const auto errors = test::errors_on_ranks(n, {.deadline_s = 20}, [&](Communicator& comm) {
         reduce(comm, 64);
         (comm.rank() == odd ? GetParam().wrong : GetParam().right)(comm);
       });
@@ -94,7 +94,7 @@ const Mismatch kMismatches[] = {
 INSTANTIATE_TEST_SUITE_P(EveryWay, MismatchTest, ::testing::ValuesIn(kMismatches));
 
 TEST(Mismatch, Root) {
-  for (const std::string& e : testing::errors_on_ranks(3, kBounded, [](Communicator& comm) {
+  for (const std::string& e : test::errors_on_ranks(3, kBounded, [](Communicator& comm) {
          comm.broadcast(buffer().data(), 10, DType::f32, comm.rank() == 1 ? 1 : 0, {.name = "weights"}).wait();
        })) {
     EXPECT_THAT(e, AllOf(HasSubstr("ranks disagree"), HasSubstr("root")));
@@ -103,7 +103,7 @@ TEST(Mismatch, Root) {
 
 // Groups that disagree about who goes first.
 TEST(Mismatch, GroupOrder) {
-  const auto errors = testing::errors_on_ranks(2, kBounded, [](Communicator& comm) {
+  const auto errors = test::errors_on_ranks(2, kBounded, [](Communicator& comm) {
     Communicator other = comm.split(0);
     if (comm.rank() == 0) {
       auto w = comm.barrier();
@@ -121,7 +121,7 @@ TEST(Mismatch, GroupOrder) {
 // One rank calls once more than the others, whose programs have ended: known from their leaving, before any deadline.
 TEST(Mismatch, OneCallTooMany) {
   const auto begin = std::chrono::steady_clock::now();
-  const auto errors = testing::errors_on_ranks(3, {.deadline_s = 20}, [](Communicator& comm) {
+  const auto errors = test::errors_on_ranks(3, {.deadline_s = 20}, [](Communicator& comm) {
     reduce(comm, 10);
     if (comm.rank() == 1) reduce(comm, 10, ReduceOp::sum, "extra");
   });
@@ -132,7 +132,7 @@ TEST(Mismatch, OneCallTooMany) {
 // One rank computes on and never calls: it answers, and is named for not having called.
 TEST(Faults, RankThatDoesNotCallIsNamed) {
   std::atomic<bool> over{false};
-  const auto errors = testing::errors_on_ranks(4, kBounded, [&](Communicator& comm) {
+  const auto errors = test::errors_on_ranks(4, kBounded, [&](Communicator& comm) {
     reduce(comm, 10);
     if (comm.rank() == 2) {
       while (!over) std::this_thread::sleep_for(std::chrono::milliseconds(5));
@@ -155,7 +155,7 @@ TEST(Faults, StoppedRankIsNamedWithinTheDeadline) {
       auto hub = std::make_shared<comm::ThreadHub>(n);
       const int victim = n / 2;
       std::atomic<int> failed{0};
-      const auto errors = testing::errors_on_ranks(
+      const auto errors = test::errors_on_ranks(
           n, kBounded,
           [&](Communicator& comm) {
             reduce(comm, 4096);
@@ -184,7 +184,7 @@ TEST(Faults, StoppedRankIsNamedWithinTheDeadline) {
 
 TEST(Faults, ExceptionOnOneRankReachesAll) {
   for (const int n : {2, 4}) {
-    const auto errors = testing::errors_on_ranks(n, {.deadline_s = 20}, [](Communicator& comm) {
+    const auto errors = test::errors_on_ranks(n, {.deadline_s = 20}, [](Communicator& comm) {
       reduce(comm, 10);
       if (comm.rank() == 1) throw std::runtime_error("the dog ate the shard");
       for (;;) reduce(comm, 10);
@@ -196,7 +196,7 @@ TEST(Faults, ExceptionOnOneRankReachesAll) {
 
 // A rank that fails with operations in flight: they are given up before its buffers go.
 TEST(Faults, FailureWithOperationsInFlight) {
-  const auto errors = testing::errors_on_ranks(3, {.deadline_s = 20}, [](Communicator& comm) {
+  const auto errors = test::errors_on_ranks(3, {.deadline_s = 20}, [](Communicator& comm) {
     std::vector<std::vector<float>> data(8, std::vector<float>(100'000));
     std::vector<comm::Work> works;
     for (auto& d : data) works.push_back(comm.all_reduce(d.data(), d.size(), DType::f32, ReduceOp::sum));
@@ -220,7 +220,7 @@ TEST(Faults, FailureWithOperationsInFlight) {
 }
 
 TEST(Faults, LaterOperationsFailWithTheSameText) {
-  testing::errors_on_ranks(2, kBounded, [](Communicator& comm) {
+  test::errors_on_ranks(2, kBounded, [](Communicator& comm) {
     std::string first;
     try {
       reduce(comm, comm.rank() == 0 ? 10 : 11);
@@ -241,7 +241,7 @@ TEST(Faults, LaterOperationsFailWithTheSameText) {
 
 // No false alarm: a rank that takes its time, but less than the deadline, again and again.
 TEST(Faults, SlowRankIsNoFault) {
-  testing::run_on_ranks(3,
+  test::run_on_ranks(3,
                         [](Communicator& comm) {
                           for (int i = 0; i < 3; ++i) {
                             if (comm.rank() == i) std::this_thread::sleep_for(std::chrono::milliseconds(1200));

@@ -27,7 +27,7 @@ using namespace rz;
 using namespace rz::comm;
 
 void conformance(Communicator& comm, int ranks, size_t segment_bytes) {
-  auto failures = testing::check_conformance(comm, segment_bytes);
+  auto failures = test::check_conformance(comm, segment_bytes);
   if (comm.size() != ranks) failures.push_back(fmt::format("runs on {} ranks, not {}", comm.size(), ranks));
   for (const std::string& f : failures) std::fprintf(stderr, "FAILED %s\n", f.c_str());
   int64_t count = static_cast<int64_t>(failures.size());
@@ -41,14 +41,14 @@ void bits(Communicator& comm, size_t count, bool here) {
   const auto storage = Storage::make(count * sizeof(float), Category::communication, "buffer");
   std::vector<float> own_memory(count);
   float* data = here ? reinterpret_cast<float*>(storage->data()) : own_memory.data();
-  const auto input = testing::wild<float>(comm.rank(), count);
+  const auto input = test::wild<float>(comm.rank(), count);
   const Chunk c = chunk_of(count, comm.rank(), comm.size());
   const auto check = [&](const char* what, bool right) {
     if (!right) throw Error(fmt::format("{} of {} elements, {}: wrong bits", what, count, here ? "shared" : "private"));
   };
   for (const Order order : {Order::ring, Order::ordered}) {
-    const auto want = order == Order::ring ? testing::ring_sum<float>(comm.size(), count, ReduceOp::mean)
-                                           : testing::ordered_sum<float>(comm.size(), count, ReduceOp::mean);
+    const auto want = order == Order::ring ? test::ring_sum<float>(comm.size(), count, ReduceOp::mean)
+                                           : test::ordered_sum<float>(comm.size(), count, ReduceOp::mean);
     std::copy(input.begin(), input.end(), data);
     comm.all_reduce(data, count, DType::f32, ReduceOp::mean, {.order = order}).wait();
     check("all_reduce", std::equal(want.begin(), want.end(), data));

@@ -16,10 +16,10 @@ using comm::Communicator;
 using comm::Order;
 using comm::ReduceOp;
 
-using testing::ordered_sum;
-using testing::ring_sum;
-using testing::same_bits;
-using testing::wild;
+using test::ordered_sum;
+using test::ring_sum;
+using test::same_bits;
+using test::wild;
 
 template <class T>
 void check_order(int n) {
@@ -28,7 +28,7 @@ void check_order(int n) {
     const auto ring = ring_sum<T>(n, kCount, op);
     const auto ordered = ordered_sum<T>(n, kCount, op);
     for (const size_t segment : {size_t{64}, size_t{1000}, size_t{256} << 10}) {
-      testing::run_on_ranks(
+      test::run_on_ranks(
           n,
           [&](Communicator& comm) {
             for (const Order order : {Order::ring, Order::ordered}) {
@@ -75,7 +75,7 @@ TEST(Order, AnotherOrderHasOtherBits) {
 template <class T>
 std::vector<std::vector<T>> everything(int n, comm::IntraNode way, size_t count) {
   std::vector<std::vector<T>> results(static_cast<size_t>(n));
-  testing::run_on_ranks(
+  test::run_on_ranks(
       n,
       [&](Communicator& comm) {
         auto& out = results[static_cast<size_t>(comm.rank())];
@@ -131,7 +131,7 @@ TEST(SharedMemory, SameBitsAsMessages) {
 
 // Two groups of the same ranks and the whole job in turn, some operations long and some short, none waited for before the next.
 TEST(SharedMemory, GroupsInTurn) {
-  testing::run_on_ranks(4, [](Communicator& comm) {
+  test::run_on_ranks(4, [](Communicator& comm) {
     Communicator rows = comm.split(comm.rank() / 2);
     Communicator columns = comm.split(comm.rank() % 2);
     for (const size_t count : {size_t{2}, size_t{3'000}, size_t{200'000}}) {
@@ -155,7 +155,7 @@ TEST(SharedMemory, GroupsInTurn) {
 // A short operation that its caller ends, while the progress thread runs the long one behind it: the counters miss neither.
 TEST(SharedMemory, CountsWhoeverRunsAnOperation) {
   constexpr uint64_t kRounds = 300;
-  testing::run_on_ranks(3, [](Communicator& comm) {
+  test::run_on_ranks(3, [](Communicator& comm) {
     std::vector<float> small(3, 1.0f), large(30'000, 1.0f);
     const auto before = comm.wire_stats().of(comm::CollectiveKind::broadcast).sent_bytes;
     for (uint64_t i = 0; i < kRounds; ++i) {
@@ -171,7 +171,7 @@ TEST(SharedMemory, CountsWhoeverRunsAnOperation) {
 
 // Whoever never waits for a short operation gets it nonetheless, and what looks at it without waiting sees its end.
 TEST(SharedMemory, ShortOperationsThatNobodyWaitsForEnd) {
-  testing::run_on_ranks(3, [](Communicator& comm) {
+  test::run_on_ranks(3, [](Communicator& comm) {
     std::vector<float> a(10, 1.0f), b(10, 1.0f);
     const comm::Work first = comm.all_reduce(a.data(), a.size(), DType::f32, ReduceOp::sum);
     while (!first.done()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
@@ -185,7 +185,7 @@ TEST(SharedMemory, ShortOperationsThatNobodyWaitsForEnd) {
 
 // The ordered sum of an element does not depend on where chunk boundaries lie; the ring's does.
 TEST(Order, OrderedDoesNotDependOnTheBuffer) {
-  testing::run_on_ranks(3, [](Communicator& comm) {
+  test::run_on_ranks(3, [](Communicator& comm) {
     for (const Order order : {Order::ring, Order::ordered}) {
       auto whole = wild<float>(comm.rank(), 999);
       auto parts = whole;

@@ -47,7 +47,7 @@ WireCount counted(Communicator& comm, CollectiveKind kind, const std::function<v
 
 TEST(Wire, BytesPerRankAreTheClosedForm) {
   for (const int n : {1, 2, 3, 4, 5, 7}) {
-    testing::run_on_ranks(
+    test::run_on_ranks(
         n,
         [n](Communicator& comm) {
           for (const size_t count : {size_t{0}, size_t{3}, size_t{420}, size_t{4201}}) {
@@ -84,7 +84,7 @@ TEST(Wire, BytesPerRankAreTheClosedForm) {
 }
 
 TEST(Wire, HeadersAreCountedApart) {
-  testing::run_on_ranks(3, [](Communicator& comm) {
+  test::run_on_ranks(3, [](Communicator& comm) {
     const auto before = comm.wire_stats();
     comm.barrier().wait();
     comm.barrier().wait();
@@ -96,7 +96,7 @@ TEST(Wire, HeadersAreCountedApart) {
 }
 
 TEST(Wire, ScratchIsConstantAndInTheLedger) {
-  testing::run_on_ranks(3, [](Communicator& comm) {
+  test::run_on_ranks(3, [](Communicator& comm) {
     auto& memory = RankContext::current()->memory();
     EXPECT_EQ(memory.current_bytes(Category::communication), static_cast<int64_t>(comm.scratch_bytes()));
     std::vector<double> data(200'000);
@@ -108,7 +108,7 @@ TEST(Wire, ScratchIsConstantAndInTheLedger) {
 
 // Hybrid sharding: reduce-scatter inside a group, all-reduce across groups, on one progress thread.
 TEST(Split, GroupsWorkSideBySide) {
-  testing::run_on_ranks(6, [](Communicator& comm) {
+  test::run_on_ranks(6, [](Communicator& comm) {
     Communicator inside = comm.split(comm.rank() / 3);
     Communicator across = comm.split(comm.rank() % 3);
     EXPECT_EQ(inside.size(), 3);
@@ -131,7 +131,7 @@ TEST(Split, GroupsWorkSideBySide) {
 }
 
 TEST(Communicator, RefusesWhatMakesNoSense) {
-  testing::run_on_ranks(2, [](Communicator& comm) {
+  test::run_on_ranks(2, [](Communicator& comm) {
     int32_t x = 0;
     EXPECT_THROW(comm.all_reduce(&x, 1, DType::i32, ReduceOp::mean), Error);
     EXPECT_THROW(comm.broadcast(&x, 1, DType::i32, 2), Error);

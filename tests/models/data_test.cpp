@@ -18,6 +18,7 @@
 #include "runtime/core/error.h"
 #include "runtime/core/random.h"
 #include "runtime/core/rank_context.h"
+#include "tests/support/config_error.h"
 
 namespace rz::models {
 namespace {
@@ -64,18 +65,7 @@ class DataTest : public ::testing::Test {
   int64_t before_bytes_ = 0;
 };
 
-// The message of the ConfigError that `call` throws; it must be one line.
-template <class F>
-std::string config_error(F call) {
-  try {
-    call();
-  } catch (const ConfigError& error) {
-    EXPECT_EQ(std::string(error.what()).find('\n'), std::string::npos) << error.what();
-    return error.what();
-  }
-  ADD_FAILURE() << "no ConfigError";
-  return "";
-}
+using test::config_error;
 
 std::vector<int32_t> all(const Tokens& tokens) {
   std::vector<int32_t> out(static_cast<size_t>(tokens.size()));

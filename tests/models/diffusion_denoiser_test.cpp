@@ -15,28 +15,16 @@
 #include "runtime/core/random.h"
 #include "runtime/ops/ops.h"
 #include "runtime/ops/softmax.h"
+#include "tests/ops/compare.h"
+#include "tests/support/config_error.h"
 
 namespace rz::models::diffusion {
 namespace {
 
 using ::testing::HasSubstr;
 
-std::string config_error(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const ConfigError& e) {
-    return e.what();
-  }
-  return "no error";
-}
-
-double largest_difference(const Tensor& x, const Tensor& y) {
-  const auto a = x.to_vector<double>(), b = y.to_vector<double>();
-  EXPECT_EQ(a.size(), b.size());
-  double most = 0;
-  for (size_t i = 0; i < a.size(); ++i) most = std::max(most, std::abs(a[i] - b[i]));
-  return most;
-}
+using test::largest_difference;
+using test::config_error;
 
 // A made-up conditional network.
 Tensor made_up(const Tensor& x, const Tensor& noise, const Conditioning& c) {

@@ -11,6 +11,7 @@
 #include "models/diffusion/time_dist.h"
 #include "runtime/core/error.h"
 #include "runtime/core/random.h"
+#include "tests/support/config_error.h"
 
 namespace rz::models::diffusion {
 namespace {
@@ -20,14 +21,7 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Pointwise;
 
-std::string config_error(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const ConfigError& e) {
-    return e.what();
-  }
-  return "no error";
-}
+using test::config_error;
 
 // To the digits that `expected` is given in.
 void expect_digits(double value, double expected, double relative = 5e-9) { EXPECT_NEAR(value, expected, relative * std::abs(expected)); }

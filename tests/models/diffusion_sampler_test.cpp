@@ -12,20 +12,16 @@
 #include "models/diffusion/unet.h"
 #include "runtime/core/random.h"
 #include "runtime/ops/ops.h"
+#include "tests/ops/compare.h"
+#include "tests/support/config_error.h"
 
 namespace rz::models::diffusion {
 namespace {
 
 using ::testing::HasSubstr;
 
-std::string config_error(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const ConfigError& e) {
-    return e.what();
-  }
-  return "no error";
-}
+using test::largest_difference;
+using test::config_error;
 
 constexpr GaussianWorld kWorld{0.25, 0.6};
 
@@ -92,13 +88,6 @@ std::vector<Component> seven_gaussians() {
     components.push_back(c);
   }
   return components;
-}
-
-double largest_difference(const Tensor& x, const Tensor& y) {
-  const auto a = x.to_vector<double>(), b = y.to_vector<double>();
-  double most = 0;
-  for (size_t i = 0; i < a.size(); ++i) most = std::max(most, std::abs(a[i] - b[i]));
-  return most;
 }
 
 // Where a mixture's sampler starts at sigma 20: x = a y on each path.

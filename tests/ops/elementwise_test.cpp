@@ -13,7 +13,7 @@ namespace {
 
 using test::values_of;
 
-Tensor leaf(const std::vector<float>& values) {
+Tensor leaf_of(const std::vector<float>& values) {
   Tensor t = Tensor::of<float>({static_cast<int64_t>(values.size())}, values);
   autograd::set_requires_grad(t, true);
   return t;
@@ -26,7 +26,7 @@ std::vector<double> gradient(Tensor x, const std::function<Tensor(const Tensor&)
 }
 
 TEST(ElementwiseOps, GradientsAtKinks) {
-  const Tensor x = leaf({-1, 0, 1});
+  const Tensor x = leaf_of({-1, 0, 1});
   EXPECT_EQ(gradient(x, ops::relu), (std::vector<double>{0, 0, 1}));
   EXPECT_EQ(gradient(x, ops::abs), (std::vector<double>{-1, 0, 1}));
   EXPECT_EQ(gradient(x, [](const Tensor& t) { return ops::clamp(t, -0.5, 0.5); }), (std::vector<double>{0, 1, 0}));
@@ -37,8 +37,8 @@ TEST(ElementwiseOps, GradientsAtKinks) {
 }
 
 TEST(ElementwiseOps, ExtremaShareTheirGradientAmongTies) {
-  EXPECT_EQ(gradient(leaf({1, 3, 3, 0}), [](const Tensor& t) { return ops::max(t); }), (std::vector<double>{0, 0.5, 0.5, 0}));
-  EXPECT_EQ(gradient(leaf({1, 0, 3, 0}), [](const Tensor& t) { return ops::min(t); }), (std::vector<double>{0, 0.5, 0, 0.5}));
+  EXPECT_EQ(gradient(leaf_of({1, 3, 3, 0}), [](const Tensor& t) { return ops::max(t); }), (std::vector<double>{0, 0.5, 0.5, 0}));
+  EXPECT_EQ(gradient(leaf_of({1, 0, 3, 0}), [](const Tensor& t) { return ops::min(t); }), (std::vector<double>{0, 0.5, 0, 0.5}));
 }
 
 TEST(ElementwiseOps, NothingOverflowsWhereTheResultIsFinite) {
@@ -48,12 +48,12 @@ TEST(ElementwiseOps, NothingOverflowsWhereTheResultIsFinite) {
   EXPECT_EQ(values_of(ops::log_sigmoid(x))[0], -1000);
   EXPECT_EQ(values_of(ops::silu(x))[0], 0);
   EXPECT_EQ(values_of(ops::gelu(x)), (std::vector<double>{0, 0, 100, 1000}));
-  EXPECT_EQ(gradient(leaf({-1000, 1000}), ops::gelu), (std::vector<double>{0, 1}));
-  EXPECT_EQ(gradient(leaf({-1000, 1000}), ops::silu), (std::vector<double>{0, 1}));
+  EXPECT_EQ(gradient(leaf_of({-1000, 1000}), ops::gelu), (std::vector<double>{0, 1}));
+  EXPECT_EQ(gradient(leaf_of({-1000, 1000}), ops::silu), (std::vector<double>{0, 1}));
 }
 
 TEST(ElementwiseOps, ComparisonsHaveNoGradient) {
-  const Tensor x = leaf({1, 2});
+  const Tensor x = leaf_of({1, 2});
   const Tensor mask = ops::gt(x, Tensor::scalar(1.5));
   EXPECT_EQ(values_of(mask), (std::vector<double>{0, 1}));
   EXPECT_FALSE(autograd::requires_grad(mask));

@@ -35,7 +35,7 @@ Tensor tokens(Shape shape, int32_t symbols) {
 }
 
 ops::RopeTable table_for(const Tensor& x, int64_t positions, int64_t width) {
-  return ops::make_rope_table(positions, width, 100, x.dtype() == DType::f64 ? DType::f64 : DType::f32);
+  return ops::make_rope_table(positions, width, 100, compute_dtype(x.dtype()));
 }
 
 std::vector<HalfCase> half_cases() {

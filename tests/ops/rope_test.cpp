@@ -29,7 +29,7 @@ Values reference(const Tensor& x, int64_t offset, double base) {
 TEST(Rope, MatchesTheReference) {
   for (const int64_t width : {2, 6, 64, 80}) {
     for (const auto& [dtype, tolerance] : {std::pair{DType::f64, 1e-13}, {DType::f32, 1e-6}, {DType::bf16, 2e-2}}) {
-      const auto table = ops::make_rope_table(600, width, 500.0, dtype == DType::f64 ? DType::f64 : DType::f32);
+      const auto table = ops::make_rope_table(600, width, 500.0, compute_dtype(dtype));
       const Tensor x = random_tensor({2, 5, 3, width}, 1, -1, 1, dtype);
       EXPECT_LT(largest_error(ops::rope(x, table), reference(x, 0, 500)), tolerance) << x.str();
       EXPECT_LT(largest_error(ops::rope(x, table, 595), reference(x, 595, 500)), tolerance) << x.str();

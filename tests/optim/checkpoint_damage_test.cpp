@@ -10,7 +10,7 @@
 namespace rz::optim::checkpoint {
 namespace {
 
-using testing::FaultyFileSystem;
+using test::FaultyFileSystem;
 using ::testing::HasSubstr;
 namespace pb = ::ringzero::checkpoint;
 

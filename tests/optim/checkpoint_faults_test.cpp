@@ -12,7 +12,7 @@ namespace rz::optim::checkpoint {
 namespace {
 
 using ::testing::ElementsAre;
-using testing::FaultyFileSystem;
+using test::FaultyFileSystem;
 using ::testing::HasSubstr;
 using PowerLoss = FaultyFileSystem::PowerLoss;
 
@@ -71,7 +71,7 @@ class EveryCall : public ::testing::Test {
   void run(Fault fault) {
     for (const Scenario& scenario : scenarios()) {
       int64_t hits = 0;
-      testing::run_on_ranks(2, [&](comm::Communicator& comm) {
+      test::run_on_ranks(2, [&](comm::Communicator& comm) {
         int64_t k = 0;
         while (hit(comm, scenario, fault, k)) ++k;
         if (comm.rank() == 0) hits = k;
@@ -109,7 +109,7 @@ class EveryCall : public ::testing::Test {
     });
     const std::string what = fmt::format("saving {}, call {} ({}): {}", scenario.name, k, call_, error);
     SCOPED_TRACE(what);
-    testing::now_doing(what);
+    test::now_doing(what);
     if (!was_hit_) {
       EXPECT_EQ(error, "");
     }
@@ -191,7 +191,7 @@ TEST(CheckpointFaults, DiskFull) {
   FaultyFileSystem roomy(*before);
   const int64_t needed = save_step(roomy, 3).result.bytes;
   std::unique_ptr<FaultyFileSystem> files;
-  testing::run_on_ranks(2, [&](comm::Communicator& comm) {
+  test::run_on_ranks(2, [&](comm::Communicator& comm) {
     for (int64_t room = 0; room < needed; room += 211) {
       if (comm.rank() == 0) {
         files = std::make_unique<FaultyFileSystem>(*before);
@@ -265,7 +265,7 @@ TEST(CheckpointFaults, AShardThatDoesNotVerifyIsWithdrawn) {
 
 TEST(CheckpointFaults, ARankThatIsLostEndsTheSave) {
   const auto files = with_steps({1});
-  const auto errors = testing::errors_on_ranks(3, {}, [&](comm::Communicator& comm) {
+  const auto errors = test::errors_on_ranks(3, {}, [&](comm::Communicator& comm) {
     if (comm.rank() == 2) throw Error("this rank dies");
     save_on(comm, *files, 2, {});
   });

@@ -106,7 +106,7 @@ template <class Work>
 Outcome on_ranks(int ranks, Work&& work) {
   Outcome outcome;
   outcome.errors.resize(static_cast<size_t>(ranks));
-  testing::run_on_ranks(ranks, [&](comm::Communicator& comm) {
+  test::run_on_ranks(ranks, [&](comm::Communicator& comm) {
     try {
       work(comm, outcome);
     } catch (const std::exception& e) {

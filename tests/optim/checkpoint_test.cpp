@@ -18,7 +18,7 @@ namespace rz::optim::checkpoint {
 namespace {
 
 using ::testing::ElementsAre;
-using testing::FaultyFileSystem;
+using test::FaultyFileSystem;
 using ::testing::HasSubstr;
 
 TEST(Checkpoint, EveryPartitionToEveryOther) {

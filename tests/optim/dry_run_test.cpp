@@ -43,7 +43,7 @@ Seen run_rank(comm::Communicator& comm, const RunSettings& s, const models::Tran
 
 std::vector<Seen> measure(const RunSettings& s, const models::TransformerConfig& config) {
   std::vector<Seen> seen(static_cast<size_t>(s.ranks));
-  testing::run_on_ranks(s.ranks, [&](comm::Communicator& comm) { seen[static_cast<size_t>(comm.rank())] = run_rank(comm, s, config); });
+  test::run_on_ranks(s.ranks, [&](comm::Communicator& comm) { seen[static_cast<size_t>(comm.rank())] = run_rank(comm, s, config); });
   return seen;
 }
 
@@ -128,7 +128,7 @@ TEST_P(DryRun, PredictsEveryByteOfEveryPhase) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(StagesAndRanks, DryRun, ::testing::Combine(::testing::Values(0, 1, 2, 3), ::testing::ValuesIn(testing::rank_counts())),
+INSTANTIATE_TEST_SUITE_P(StagesAndRanks, DryRun, ::testing::Combine(::testing::Values(0, 1, 2, 3), ::testing::ValuesIn(test::rank_counts())),
                          [](const auto& info) { return fmt::format("stage{}_on{}", std::get<0>(info.param), std::get<1>(info.param)); });
 
 TEST(DryRun, PredictsALargeVocabularyAndSeveralThreads) {
@@ -141,7 +141,7 @@ TEST(DryRun, PredictsALargeVocabularyAndSeveralThreads) {
   c.vocabulary = 9001;
   expect_predicted(s, c);
   std::vector<Seen> measured(2);
-  testing::run_on_ranks(2, [&](comm::Communicator& comm) {
+  test::run_on_ranks(2, [&](comm::Communicator& comm) {
     RankContext::current()->set_threads(3);
     measured[static_cast<size_t>(comm.rank())] = run_rank(comm, s, c);
   });

@@ -31,7 +31,7 @@ RunSettings settings(DType dtype) {
 }
 
 class ExactMixedRanks : public ::testing::TestWithParam<int> {};
-INSTANTIATE_TEST_SUITE_P(Ranks, ExactMixedRanks, ::testing::ValuesIn(testing::rank_counts()));
+INSTANTIATE_TEST_SUITE_P(Ranks, ExactMixedRanks, ::testing::ValuesIn(test::rank_counts()));
 
 TEST_P(ExactMixedRanks, OneDigestForAllShardings) {
   for (const DType dtype : kTypes) {
@@ -63,7 +63,7 @@ TEST_P(ExactMixedRanks, OneDigestForTiedFrozenUnusedAndTinyParameters) {
       RunSettings s = settings(dtype);
       s.ranks = stage < 0 ? 1 : GetParam();
       s.stage = std::max(stage, 0);
-      testing::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
+      test::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
         Awkward model;
         const auto forward = [&](int64_t step, int64_t first, int64_t count) {
           std::vector<float> values;
@@ -143,7 +143,7 @@ TEST(ExactMixed, AnOverflowIsSkippedByAllAndLeavesNoTrace) {
       s.ranks = ranks;
       s.stage = stage;
       s.steps = 5;
-      testing::run_on_ranks(ranks, [&](comm::Communicator& comm) {
+      test::run_on_ranks(ranks, [&](comm::Communicator& comm) {
         std::vector<uint64_t> digests;
         const Trace trace = train_with_overflow(comm, s, [&](ShardedModel& model, int64_t) { digests.push_back(model.weights_digest()); });
         EXPECT_THAT(trace.skipped, ElementsAre(2));
@@ -188,7 +188,7 @@ TEST(ExactMixed, WhatMayNotBeSkippedIsNamedOnEveryRank) {
       s.ranks = 3;
       s.stage = stage;
       s.scaling.initial = s.scaling.smallest = 1024;  // an overflow at the smallest scale; bf16 has none
-      const auto errors = testing::errors_on_ranks(3, {}, [&](comm::Communicator& comm) { train_with_overflow(comm, s); });
+      const auto errors = test::errors_on_ranks(3, {}, [&](comm::Communicator& comm) { train_with_overflow(comm, s); });
       for (const std::string& error : errors)
         EXPECT_THAT(error, ::testing::AllOf(HasSubstr("step 2: gradients are not finite"), HasSubstr("'blocks.1.mlp.up.weight'"))) << name(dtype);
     }
@@ -196,7 +196,7 @@ TEST(ExactMixed, WhatMayNotBeSkippedIsNamedOnEveryRank) {
 }
 
 TEST(ExactMixed, ATypeOfTheReductionIsRefused) {
-  testing::run_on_ranks(1, [&](comm::Communicator& comm) {
+  test::run_on_ranks(1, [&](comm::Communicator& comm) {
     models::Transformer gpt(tiny_gpt());
     ShardingOptions options;
     options.precision = {DType::bf16, DType::bf16};
@@ -217,7 +217,7 @@ TEST_P(ExactMixedRanks, StateBytesEqualTheClosedForms) {
         s.stage = stage;
         s.steps = 2;
         s.accumulation.reduce_every = reduce_every;
-        testing::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
+        test::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
           models::Transformer gpt(tiny_gpt());
           train_on(
               comm, gpt, s, [&](auto... a) { return gpt_loss(gpt, s, a...); },

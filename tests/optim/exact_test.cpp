@@ -24,7 +24,7 @@ TEST(ExactSums, OfSingleNumbersReachEveryRankAlike) {
   const std::vector<double> numbers = {3.25, -1e-17, 0x1p59, -0x1.123456789abcdp40, 1e-9, 7, -0x1p59};
   FixedSum expected;
   for (double v : numbers) ASSERT_TRUE(expected.add(v));
-  testing::run_on_ranks(7, [&](comm::Communicator& comm) {
+  test::run_on_ranks(7, [&](comm::Communicator& comm) {
     FixedSum own;
     EXPECT_TRUE(own.add(numbers[static_cast<size_t>(comm.rank())]));
     std::array<Int128, 2> sums = {own.value, -(Int128{1} << 110) * comm.rank()};
@@ -51,7 +51,7 @@ const Trace& reference() {
 }
 
 class ExactForEveryRankCount : public ::testing::TestWithParam<int> {};
-INSTANTIATE_TEST_SUITE_P(Ranks, ExactForEveryRankCount, ::testing::ValuesIn(testing::rank_counts()));
+INSTANTIATE_TEST_SUITE_P(Ranks, ExactForEveryRankCount, ::testing::ValuesIn(test::rank_counts()));
 
 TEST_P(ExactForEveryRankCount, OneDigestForAllShardings) {
   RunSettings s = exact_settings();
@@ -82,7 +82,7 @@ TEST_P(ExactForEveryRankCount, OneDigestForTiedFrozenUnusedAndTinyParameters) {
       s.ranks = stage < 0 ? 1 : GetParam();
       s.stage = std::max(stage, 0);
       s.bucket_bytes = bucket_bytes;
-      testing::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
+      test::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
         Awkward model;
         const Trace trace = train_on(comm, model, s, [&](auto... a) { return awkward_loss(model, s, a...); });
         if (comm.rank() != 0) return;
@@ -136,7 +136,7 @@ TEST(ExactSums, ThreadsChangeNoBit) {
   s.steps = 2;
   std::vector<Trace> traces(3);
   for (const int threads : {1, 2, 3}) {
-    testing::run_on_ranks(1, [&](comm::Communicator& comm) {
+    test::run_on_ranks(1, [&](comm::Communicator& comm) {
       RankContext::current()->set_threads(threads);
       models::Transformer gpt(c);
       traces[static_cast<size_t>(threads - 1)] = train_on(comm, gpt, s, [&](auto... a) { return gpt_loss(gpt, s, a...); });
@@ -183,7 +183,7 @@ TEST(ExactSums, AStepBeyondItsGridsIsRepeatedAndAgrees) {
         RunSettings s = exact_settings();
         s.ranks = ranks;
         s.stage = stage;
-        testing::run_on_ranks(ranks, [&](comm::Communicator& comm) {
+        test::run_on_ranks(ranks, [&](comm::Communicator& comm) {
           const Trace trace = train_jumping(comm, s, jump);
           if (comm.rank() != 0) return;
           if (expected.digest == 0) expected = trace;
@@ -198,7 +198,7 @@ TEST(ExactSums, AStepBeyondItsGridsIsRepeatedAndAgrees) {
 
 TEST(ExactSums, GradientsThatAreNotFiniteAreNamedOnEveryRank) {
   for (const float odd : {INFINITY, NAN}) {
-    const auto errors = testing::errors_on_ranks(3, {}, [&](comm::Communicator& comm) {
+    const auto errors = test::errors_on_ranks(3, {}, [&](comm::Communicator& comm) {
       Awkward model;
       const RunSettings s = exact_settings(4);
       train_on(comm, model, s, [&](int64_t step, int64_t first, int64_t count) {
@@ -210,7 +210,7 @@ TEST(ExactSums, GradientsThatAreNotFiniteAreNamedOnEveryRank) {
     for (const std::string& error : errors)
       EXPECT_THAT(error, ::testing::AllOf(HasSubstr("step 2: gradients are not finite"), HasSubstr("'tied'")));
   }
-  const auto errors = testing::errors_on_ranks(2, {}, [&](comm::Communicator& comm) {
+  const auto errors = test::errors_on_ranks(2, {}, [&](comm::Communicator& comm) {
     Awkward model;
     const RunSettings s = exact_settings(4);
     train_on(comm, model, s, [&](int64_t step, int64_t first, int64_t count) {
@@ -223,7 +223,7 @@ TEST(ExactSums, GradientsThatAreNotFiniteAreNamedOnEveryRank) {
 }
 
 TEST(ExactSums, AForwardThatChangesIsAnError) {
-  const auto errors = testing::errors_on_ranks(2, {}, [&](comm::Communicator& comm) {
+  const auto errors = test::errors_on_ranks(2, {}, [&](comm::Communicator& comm) {
     Awkward model;
     const RunSettings s = exact_settings(4);
     int calls = 0;
@@ -245,7 +245,7 @@ TEST(ExactSums, StayWithinTheStatedBound) {
     Vector() : w(register_parameter("w", {kCount}, nn::Init::ones(), true)) {}
     nn::Parameter& w;
   } model;
-  testing::run_on_ranks(1, [&](comm::Communicator& comm) {
+  test::run_on_ranks(1, [&](comm::Communicator& comm) {
     const FlatLayout layout({&model.w}, 1);
     GradientGrids grids(model.parameters(), kMicroBatches);
     ExactGradients sums(layout, grids, layout.whole(), {.transient = true}, "w");
@@ -286,7 +286,7 @@ TEST(ExactSums, StayWithinTheStatedBound) {
 }
 
 TEST(ExactSums, StateContinuesWhereARunStopped) {
-  testing::run_on_ranks(1, [&](comm::Communicator& comm) {
+  test::run_on_ranks(1, [&](comm::Communicator& comm) {
     models::Transformer gpt(tiny_gpt());
     const auto parameters = gpt.parameters();
     GradientGrids a(parameters, 8);
@@ -313,7 +313,7 @@ TEST_P(ExactForEveryRankCount, StateBytesEqualTheClosedForms) {
       s.ranks = GetParam();
       s.stage = stage;
       s.accumulation.reduce_every = reduce_every;
-      testing::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
+      test::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
         models::Transformer gpt(tiny_gpt());
         train_on(
             comm, gpt, s, [&](auto... a) { return gpt_loss(gpt, s, a...); },
@@ -338,7 +338,7 @@ TEST_P(ExactForEveryRankCount, WireBytesEqualTheClosedForms) {
     RunSettings s = exact_settings(1);
     s.ranks = GetParam();
     s.stage = stage;
-    testing::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
+    test::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
       models::Transformer gpt(tiny_gpt());
       uint64_t before = 0;
       train_on(
@@ -374,7 +374,7 @@ TEST(ExactSums, EveryCategoryPeakIsConstantAfterTheSecondStep) {
     s.ranks = 3;
     s.stage = stage;
     s.steps = 8;
-    testing::run_on_ranks(3, [&](comm::Communicator& comm) {
+    test::run_on_ranks(3, [&](comm::Communicator& comm) {
       models::Transformer gpt(tiny_gpt());
       auto& memory = RankContext::current()->memory();
       MemoryPeak second;

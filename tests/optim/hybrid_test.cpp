@@ -34,7 +34,7 @@ class EveryGrouping : public ::testing::TestWithParam<Grouping> {
 };
 // Shards that the number of groups divides, so that bytes have closed forms; three ranks and more on one axis show orders.
 std::vector<Grouping> groupings() {
-  if (testing::kSanitized) return {{4, 2}};
+  if (test::kSanitized) return {{4, 2}};
   return {{2, 1}, {4, 2}, {6, 3}, {8, 2}, {4, 1}};
 }
 INSTANTIATE_TEST_SUITE_P(Groups, EveryGrouping, ::testing::ValuesIn(groupings()));
@@ -96,7 +96,7 @@ TEST(Hybrid, AnOverflowInOneGroupIsSkippedInAll) {
     s.steps = 5;
     s.precision.weights = DType::f16;
     s.scaling = {.enabled = true, .initial = 256};
-    testing::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
+    test::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
       models::Transformer gpt(tiny_gpt());
       gpt.set_dtype(DType::f16);
       bool overflows = false;
@@ -141,7 +141,7 @@ TEST(Hybrid, AwkwardModelsAgreeAcrossStages) {
   Trace reference;
   for (int stage = 0; stage < 4; ++stage) {
     s.stage = stage;
-    testing::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
+    test::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
       Awkward model;
       const Trace trace = train_on(
           comm, model, s, [&](auto... a) { return awkward_loss(model, s, a...); },
@@ -165,7 +165,7 @@ TEST_P(EveryGrouping, SixteenBitStatesAndWireBytesEqualTheClosedForms) {
       s.steps = 3;
       s.precision = precision;
       s.scaling = {.enabled = precision.weights == DType::f16, .initial = 1024};
-      testing::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
+      test::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
         models::Transformer gpt(tiny_gpt());
         comm::WireStats before;
         train_on(
@@ -208,7 +208,7 @@ TEST_P(EveryGrouping, StatesAndWireBytesEqualTheClosedForms) {
   for (int stage = 0; stage < 4; ++stage) {
     RunSettings s = settings();
     s.stage = stage;
-    testing::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
+    test::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
       models::Transformer gpt(tiny_gpt());
       uint64_t before = 0;
       train_on(
@@ -249,7 +249,7 @@ TEST(Hybrid, ACheckpointHasEveryElementOnce) {
     s.steps = 1;
     std::mutex mutex;
     std::map<std::string, std::vector<int>> covered;
-    testing::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
+    test::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
       models::Transformer gpt(tiny_gpt());
       train_on(
           comm, gpt, s, [&](auto... a) { return gpt_loss(gpt, s, a...); },
@@ -271,7 +271,7 @@ TEST(Hybrid, ACheckpointHasEveryElementOnce) {
 
 TEST(Hybrid, AGroupThatDoesNotDivideIsRefused) {
   for (const int64_t size : {3, 5, 8, -1}) {
-    const auto errors = testing::errors_on_ranks(4, {}, [&](comm::Communicator& comm) {
+    const auto errors = test::errors_on_ranks(4, {}, [&](comm::Communicator& comm) {
       models::Transformer gpt(tiny_gpt());
       ShardingOptions options;
       options.group_size = size;

@@ -23,7 +23,7 @@ RunSettings settings(const Precision& precision, int ranks) {
 }
 
 class MixedRanks : public ::testing::TestWithParam<int> {};
-INSTANTIATE_TEST_SUITE_P(Ranks, MixedRanks, ::testing::ValuesIn(testing::rank_counts()));
+INSTANTIATE_TEST_SUITE_P(Ranks, MixedRanks, ::testing::ValuesIn(test::rank_counts()));
 
 TEST_P(MixedRanks, StagesGiveTheSameBits) {
   for (const Precision& precision : sixteen_bit_precisions()) {
@@ -103,7 +103,7 @@ TEST_P(MixedRanks, StateBytesEqualTheClosedForms) {
       RunSettings s = settings(precision, ranks);
       s.stage = stage;
       s.steps = 2;
-      testing::run_on_ranks(ranks, [&](comm::Communicator& comm) {
+      test::run_on_ranks(ranks, [&](comm::Communicator& comm) {
         models::Transformer gpt(tiny_gpt());
         train_on(
             comm, gpt, s, [&](auto... a) { return gpt_loss(gpt, s, a...); },
@@ -135,7 +135,7 @@ TEST_P(MixedRanks, WireBytesEqualTheClosedForms) {
       RunSettings s = settings(precision, ranks);
       s.stage = stage;
       s.steps = 3;
-      testing::run_on_ranks(ranks, [&](comm::Communicator& comm) {
+      test::run_on_ranks(ranks, [&](comm::Communicator& comm) {
         models::Transformer gpt(tiny_gpt());
         comm::WireStats before = comm.wire_stats();
         train_on(
@@ -168,7 +168,7 @@ TEST(Mixed, EveryCategoryPeakIsConstantAfterTheSecondStep) {
       RunSettings s = settings(precision, 3);
       s.stage = stage;
       s.steps = 6;
-      testing::run_on_ranks(3, [&](comm::Communicator& comm) {
+      test::run_on_ranks(3, [&](comm::Communicator& comm) {
         models::Transformer gpt(tiny_gpt());
         auto& memory = RankContext::current()->memory();
         MemoryPeak second;
@@ -196,7 +196,7 @@ double memorized_loss(const Precision& precision) {
   s.clip_norm = 1;
   s.schedule = {Schedule::Kind::constant, 0.01, 0.01, 10, 300};
   double mean = 0;
-  testing::run_on_ranks(2, [&](comm::Communicator& comm) {
+  test::run_on_ranks(2, [&](comm::Communicator& comm) {
     models::Transformer gpt(tiny_gpt());
     const Trace trace = train_on(comm, gpt, s, [&](int64_t, int64_t first, int64_t count) { return gpt_loss(gpt, s, 0, first, count); });
     if (comm.rank() == 0) mean = std::accumulate(trace.losses.end() - 20, trace.losses.end(), 0.0) / 20;
@@ -225,7 +225,7 @@ TEST(Mixed, MasterWeightsKeepSmallUpdates) {
   const auto moved = [&](int64_t steps, bool master) {
     int64_t count = 0;
     s.steps = steps;
-    testing::run_on_ranks(1, [&](comm::Communicator& comm) {
+    test::run_on_ranks(1, [&](comm::Communicator& comm) {
       models::Transformer gpt(tiny_gpt());
       // Always the same batch: steps in one direction.
       const auto forward = [&](int64_t, int64_t first, int64_t batch) { return gpt_loss(gpt, s, 0, first, batch); };
@@ -251,7 +251,7 @@ TEST(Mixed, MasterWeightsKeepSmallUpdates) {
 
 TEST(Mixed, WeightsAreTheRoundedMasterFromTheStart) {
   for (const DType dtype : {DType::bf16, DType::f16}) {
-    testing::run_on_ranks(3, [&](comm::Communicator& comm) {
+    test::run_on_ranks(3, [&](comm::Communicator& comm) {
       models::Transformer gpt(tiny_gpt());
       ShardingOptions options;
       options.policy = policy_of_stage(3);
@@ -270,7 +270,7 @@ TEST(Mixed, WeightsAreTheRoundedMasterFromTheStart) {
 }
 
 TEST(Mixed, RefusesTypesThatDoNotFit) {
-  testing::run_on_ranks(1, [&](comm::Communicator& comm) {
+  test::run_on_ranks(1, [&](comm::Communicator& comm) {
     for (const Precision precision :
          {Precision{DType::f64, DType::f32}, {DType::f32, DType::bf16}, {DType::bf16, DType::f16}, {DType::i32, DType::i32}}) {
       models::Transformer gpt(tiny_gpt());

@@ -82,7 +82,7 @@ std::vector<Trace> train_with_overflow(RunSettings s, std::vector<std::vector<ui
   s.steps = 5;
   std::vector<Trace> traces(static_cast<size_t>(s.ranks));
   digests.assign(static_cast<size_t>(s.ranks), {});
-  testing::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
+  test::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
     const auto rank = static_cast<size_t>(comm.rank());
     models::Transformer gpt(tiny_gpt());
     gpt.set_dtype(DType::f16);
@@ -155,7 +155,7 @@ TEST(LossScaling, SmallGradientsSurviveThroughIt) {
     s.precision = kF16;
     s.steps = 1;
     s.scaling = {.enabled = scaled, .initial = 1048576};
-    testing::run_on_ranks(2, [&](comm::Communicator& comm) {
+    test::run_on_ranks(2, [&](comm::Communicator& comm) {
       models::Transformer gpt(tiny_gpt());
       const Trace trace = train_on(comm, gpt, s, [&](int64_t step, int64_t first, int64_t count) {
         const auto& c = gpt.config();
@@ -176,7 +176,7 @@ TEST(LossScaling, SmallGradientsSurviveThroughIt) {
 // Every rank's error after an infinity was planted in one element of one rank's gradient.
 std::vector<std::string> errors_of(const RunSettings& s) {
   std::vector<std::string> errors(static_cast<size_t>(s.ranks));
-  testing::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
+  test::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
     models::Transformer gpt(tiny_gpt());
     gpt.set_dtype(s.precision.weights);
     autograd::register_hook(gpt.parameter("blocks.1.mlp.up.weight").value, [&](const Tensor& grad) {
@@ -234,7 +234,7 @@ struct Leg {
 Leg train_leg(RunSettings s, int64_t begin, int64_t end, const State* start, bool freeze = true) {
   Leg leg;
   std::mutex mutex;
-  testing::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
+  test::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
     models::Transformer gpt(tiny_gpt());
     if (freeze) gpt.parameter("blocks.1.mlp.up.weight").trainable = false;
     ShardingOptions options;
@@ -334,7 +334,7 @@ TEST(MixedAverage, FollowsTheMasterAndSwapsBack) {
     s.stage = stage;
     s.ema_decay = 0.5;
     s.precision = kBf16;
-    testing::run_on_ranks(3, [&](comm::Communicator& comm) {
+    test::run_on_ranks(3, [&](comm::Communicator& comm) {
       models::Transformer gpt(tiny_gpt());
       std::map<std::string, std::vector<float>> before;
       train_on(

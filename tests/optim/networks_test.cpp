@@ -77,7 +77,7 @@ MicroLoss image_loss(diffusion::ImageNetwork& network, const RunSettings& s, int
 
 std::vector<Trace> train_network(const RunSettings& s, const Maker& make) {
   std::vector<Trace> traces(static_cast<size_t>(s.ranks));
-  testing::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
+  test::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
     const auto network = make();
     traces[static_cast<size_t>(comm.rank())] = train_on(
         comm, *network, s, [&](int64_t step, int64_t first, int64_t count) { return image_loss(*network, s, step, first, count); });
@@ -150,7 +150,7 @@ TEST_P(NetworksOnRanks, ADryRunPredictsEveryByte) {
   for (int stage = 0; stage < 4; ++stage) {
     const RunSettings s = settings(ranks(), stage);
     std::vector<MemoryReading> measured(static_cast<size_t>(s.ranks));
-    testing::run_on_ranks(s.ranks, [&](comm::Communicator& comm) { measured[static_cast<size_t>(comm.rank())] = run(comm, s); });
+    test::run_on_ranks(s.ranks, [&](comm::Communicator& comm) { measured[static_cast<size_t>(comm.rank())] = run(comm, s); });
     for (int rank = 0; rank < s.ranks; ++rank) {
       const RankContextScope scope(RankContext::make_dry(rank, 1));
       comm::Communicator comm = comm::make_dry_communicator(rank, s.ranks);
@@ -168,7 +168,7 @@ TEST_P(NetworksOnRanks, ADryRunPredictsEveryByte) {
 TEST(NetworksOnRanks, RecomputationSavesActivations) {
   const auto activations = [](const Maker& make) {
     int64_t peak = 0;
-    testing::run_on_ranks(1, [&](comm::Communicator& comm) {
+    test::run_on_ranks(1, [&](comm::Communicator& comm) {
       const auto network = make();
       const RunSettings s = settings(1, 0);
       train_on(comm, *network, s, [&](int64_t step, int64_t first, int64_t count) { return image_loss(*network, s, step, first, count); });
@@ -189,7 +189,7 @@ TEST(NetworksOnRanks, TheBitsDoNotDependOnThreads) {
   for (const Maker& make : {maker(tiny_unet()), maker(tiny_dit())}) {
     std::vector<uint64_t> digests;
     for (const int threads : {1, 3}) {
-      testing::run_on_ranks(1, [&](comm::Communicator& comm) {
+      test::run_on_ranks(1, [&](comm::Communicator& comm) {
         RankContext::current()->set_threads(threads);
         const auto network = make();
         const RunSettings s = settings(1, 0);

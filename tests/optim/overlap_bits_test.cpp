@@ -111,7 +111,7 @@ INSTANTIATE_TEST_SUITE_P(RanksAndStages, Overlap, ::testing::Combine(::testing::
 TEST(OverlapErrors, NamesTheBucketsThatThereAre) {
   RunSettings s;
   s.experiment.late_bucket = "blocks.7";
-  const auto errors = testing::errors_on_ranks(1, {}, [&](comm::Communicator& comm) {
+  const auto errors = test::errors_on_ranks(1, {}, [&](comm::Communicator& comm) {
     models::Transformer gpt(tiny_gpt());
     train_on(comm, gpt, s, {});
   });

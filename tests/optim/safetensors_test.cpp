@@ -22,7 +22,7 @@ std::string with_length(const std::string& json, const std::string& data) {
 
 // The header of a file with these bytes; throws what read_header throws.
 Header read(const std::string& bytes) {
-  testing::FaultyFileSystem files;
+  test::FaultyFileSystem files;
   files.create_directory("/d");
   files.put("/d/f", bytes);
   return read_header(files.open_file("/d", "f"));

@@ -50,7 +50,7 @@ struct RunSettings {
 
 // 16-bit training with either type of the reduction; under sanitizers two of the four.
 inline std::vector<Precision> sixteen_bit_precisions() {
-  if (testing::kSanitized) return {{DType::bf16, DType::f32}, {DType::f16, DType::f16}};
+  if (test::kSanitized) return {{DType::bf16, DType::f32}, {DType::f16, DType::f16}};
   return {{DType::bf16, DType::f32}, {DType::bf16, DType::bf16}, {DType::f16, DType::f32}, {DType::f16, DType::f16}};
 }
 
@@ -146,7 +146,7 @@ inline MicroLoss gpt_loss(models::Transformer& gpt, const RunSettings& s, int64_
 // Every rank's trace of training a tiny GPT.
 inline std::vector<Trace> train_gpt(const RunSettings& s, const models::TransformerConfig& config = tiny_gpt()) {
   std::vector<Trace> traces(static_cast<size_t>(s.ranks));
-  testing::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
+  test::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
     models::Transformer gpt(config);
     traces[static_cast<size_t>(comm.rank())] =
         train_on(comm, gpt, s, [&](int64_t step, int64_t first, int64_t count) { return gpt_loss(gpt, s, step, first, count); });

@@ -19,7 +19,7 @@ using ::testing::HasSubstr;
 class EveryRankCount : public ::testing::TestWithParam<int> {};
 
 // Two ranks cannot reveal an order of sums (a + b = b + a): 3, 4, 5 and 7 can.
-INSTANTIATE_TEST_SUITE_P(Ranks, EveryRankCount, ::testing::ValuesIn(testing::rank_counts()));
+INSTANTIATE_TEST_SUITE_P(Ranks, EveryRankCount, ::testing::ValuesIn(test::rank_counts()));
 
 TEST_P(EveryRankCount, StagesGiveTheSameBits) {
   for (const comm::Order order : {comm::Order::ring, comm::Order::ordered}) {
@@ -114,7 +114,7 @@ TEST(Sharding, RecomputationChangesNoBitAndSavesActivations) {
     s.ranks = 3;
     s.stage = stage;
     int64_t peak = 0;
-    testing::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
+    test::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
       models::Transformer gpt(c);
       const Trace own = train_on(comm, gpt, s, [&](auto... a) { return gpt_loss(gpt, s, a...); });
       if (comm.rank() != 0) return;
@@ -153,14 +153,14 @@ TEST(Sharding, LossesAgreeAcrossRankCounts) {
 TEST(Sharding, ReplicasStayEqual) {
   RunSettings s;
   s.ranks = 3;
-  testing::run_on_ranks(3, [&](comm::Communicator& comm) {
+  test::run_on_ranks(3, [&](comm::Communicator& comm) {
     models::Transformer gpt(tiny_gpt());
     train_on(comm, gpt, s, [&](auto... a) { return gpt_loss(gpt, s, a...); }, [](ShardedModel& m, ShardedOptimizer&, int64_t) { m.check_replicas(); });
   });
 }
 
 TEST(Sharding, AnOddReplicaIsNamed) {
-  testing::run_on_ranks(3, [&](comm::Communicator& comm) {
+  test::run_on_ranks(3, [&](comm::Communicator& comm) {
     models::Transformer gpt(tiny_gpt());
     ShardedModel sharded(gpt, comm, {});
     sharded.check_replicas();
@@ -181,7 +181,7 @@ TEST_P(EveryRankCount, StateBytesEqualTheClosedForms) {
     RunSettings s;
     s.ranks = ranks;
     s.stage = stage;
-    testing::run_on_ranks(ranks, [&](comm::Communicator& comm) {
+    test::run_on_ranks(ranks, [&](comm::Communicator& comm) {
       models::Transformer gpt(tiny_gpt());
       train_on(comm, gpt, s, [&](auto... a) { return gpt_loss(gpt, s, a...); }, [&](ShardedModel& model, ShardedOptimizer&, int64_t) {
         const auto& memory = RankContext::current()->memory();
@@ -205,7 +205,7 @@ TEST_P(EveryRankCount, WireBytesEqualTheClosedForms) {
     RunSettings s;
     s.ranks = ranks;
     s.stage = stage;
-    testing::run_on_ranks(ranks, [&](comm::Communicator& comm) {
+    test::run_on_ranks(ranks, [&](comm::Communicator& comm) {
       models::Transformer gpt(tiny_gpt());
       uint64_t before = 0;
       train_on(comm, gpt, s, [&](auto... a) { return gpt_loss(gpt, s, a...); }, [&](ShardedModel& model, ShardedOptimizer&, int64_t step) {
@@ -234,7 +234,7 @@ TEST(Sharding, EveryCategoryPeakIsConstantAfterTheSecondStep) {
     s.ranks = 3;
     s.stage = stage;
     s.steps = 12;
-    testing::run_on_ranks(3, [&](comm::Communicator& comm) {
+    test::run_on_ranks(3, [&](comm::Communicator& comm) {
       models::Transformer gpt(tiny_gpt());
       auto& memory = RankContext::current()->memory();
       MemoryPeak second;
@@ -255,7 +255,7 @@ TEST_P(EveryRankCount, TiedFrozenUnusedAndTinyParametersAgreeAcrossStages) {
   Trace reference;
   for (int stage = 0; stage < 4; ++stage) {
     s.stage = stage;
-    testing::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
+    test::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
       Awkward model;
       const Trace trace = train_on(comm, model, s, [&](auto... a) { return awkward_loss(model, s, a...); }, [&](ShardedModel& m, ShardedOptimizer&, int64_t step) {
         m.visit_weights([&](const nn::Parameter& p) {
@@ -279,7 +279,7 @@ TEST(Sharding, AverageFollowsTheWeights) {
     s.ranks = 3;
     s.stage = stage;
     s.ema_decay = 0.5;
-    testing::run_on_ranks(3, [&](comm::Communicator& comm) {
+    test::run_on_ranks(3, [&](comm::Communicator& comm) {
       models::Transformer gpt(tiny_gpt());
       std::vector<float> average;
       train_on(comm, gpt, s, [&](auto... a) { return gpt_loss(gpt, s, a...); }, [&](ShardedModel& m, ShardedOptimizer& o, int64_t step) {
@@ -308,7 +308,7 @@ TEST(Sharding, AverageFollowsTheWeights) {
 }
 
 TEST(Sharding, ReadingAShardedWeightNamesIt) {
-  testing::run_on_ranks(2, [&](comm::Communicator& comm) {
+  test::run_on_ranks(2, [&](comm::Communicator& comm) {
     models::Transformer gpt(tiny_gpt());
     ShardingOptions options;
     options.policy = policy_of_stage(3);

@@ -5,7 +5,7 @@
 
 #include "tests/support/watchdog.h"
 
-namespace rz::testing {
+namespace rz::test {
 
 namespace {
 
@@ -151,4 +151,4 @@ std::vector<size_t> conformance_sizes(int ranks, size_t segment_bytes) {
 
 std::vector<std::string> check_conformance(Communicator& comm, size_t segment_bytes) { return Suite(comm, segment_bytes).run(); }
 
-}  // namespace rz::testing
+}  // namespace rz::test

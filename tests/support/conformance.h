@@ -7,7 +7,7 @@
 
 #include "comm/communicator.h"
 
-namespace rz::testing {
+namespace rz::test {
 
 // Sizes that a communicator of n ranks with this segment size must get right: none, one, around n, a prime, segment edges.
 std::vector<size_t> conformance_sizes(int ranks, size_t segment_bytes);
@@ -15,4 +15,4 @@ std::vector<size_t> conformance_sizes(int ranks, size_t segment_bytes);
 // Runs the suite; returns what was wrong on this rank (at most a few lines). COLLECTIVE.
 std::vector<std::string> check_conformance(comm::Communicator& comm, size_t segment_bytes);
 
-}  // namespace rz::testing
+}  // namespace rz::test

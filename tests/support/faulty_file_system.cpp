@@ -4,7 +4,7 @@
 #include <cerrno>
 #include <cstring>
 
-namespace rz::testing {
+namespace rz::test {
 
 using optim::checkpoint::DirectoryEntry;
 
@@ -303,4 +303,4 @@ int FaultyFileSystem::do_is_directory(const std::string& path) {
   return node != nullptr && node->is_directory ? 1 : 0;
 }
 
-}  // namespace rz::testing
+}  // namespace rz::test

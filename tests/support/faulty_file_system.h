@@ -17,7 +17,7 @@
 
 #include "optim/checkpoint/file_system.h"
 
-namespace rz::testing {
+namespace rz::test {
 
 class FaultyFileSystem : public optim::checkpoint::FileSystem {
  public:
@@ -112,4 +112,4 @@ class FaultyFileSystem : public optim::checkpoint::FileSystem {
   std::mt19937_64 random_;
 };
 
-}  // namespace rz::testing
+}  // namespace rz::test

@@ -9,7 +9,7 @@
 #include "comm/types.h"
 #include "runtime/core/dtype.h"
 
-namespace rz::testing {
+namespace rz::test {
 
 using comm::chunk_of;
 using comm::ReduceOp;
@@ -65,4 +65,4 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
 }
 
-}  // namespace rz::testing
+}  // namespace rz::test

@@ -5,7 +5,7 @@
 #include "runtime/core/rank_context.h"
 #include "tests/support/watchdog.h"
 
-namespace rz::testing {
+namespace rz::test {
 
 namespace {
 // Below the watchdog's limit, so that a collective that hangs is named by its own error first.
@@ -46,4 +46,4 @@ void run_on_ranks(int ranks, const std::function<void(comm::Communicator&)>& bod
   }
 }
 
-}  // namespace rz::testing
+}  // namespace rz::test

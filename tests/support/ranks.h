@@ -10,7 +10,7 @@
 #include "comm/launch.h"
 #include "comm/thread_transport.h"
 
-namespace rz::testing {
+namespace rz::test {
 
 // Runs `body` once per rank, each with a RankContext of its own. A rank that ends with an exception fails the current test;
 // so does memory still held by a rank at the end. Use ADD_FAILURE/EXPECT freely inside, ASSERT only where no collective follows.
@@ -39,4 +39,4 @@ inline std::vector<int> rank_counts() {
 #endif
 }
 
-}  // namespace rz::testing
+}  // namespace rz::test

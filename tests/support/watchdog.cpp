@@ -9,7 +9,7 @@
 #include <mutex>
 #include <thread>
 
-namespace rz::testing {
+namespace rz::test {
 
 namespace {
 
@@ -94,4 +94,4 @@ const bool g_armed = [] {
 
 void now_doing(std::string what) { Watchdog::instance().say(std::move(what)); }
 
-}  // namespace rz::testing
+}  // namespace rz::test

@@ -6,9 +6,9 @@
 
 #include <string>
 
-namespace rz::testing {
+namespace rz::test {
 
 // What this test is doing, for the watchdog's message; any thread.
 void now_doing(std::string what);
 
-}  // namespace rz::testing
+}  // namespace rz::test

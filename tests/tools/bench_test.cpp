@@ -20,7 +20,7 @@ class BenchTest : public TinyRun {
       training { steps: 500 batch: 6 threads: 1 }
     )", "tiny.textproto", overrides);
     ::testing::internal::CaptureStdout();
-    testing::run_on_ranks(ranks, [&](comm::Communicator& comm) { bench(job, {.warmup = 2, .steps = 4, .json = true}, comm); });
+    test::run_on_ranks(ranks, [&](comm::Communicator& comm) { bench(job, {.warmup = 2, .steps = 4, .json = true}, comm); });
     return nlohmann::json::parse(::testing::internal::GetCapturedStdout());
   }
 };
@@ -81,7 +81,7 @@ TEST_F(BenchTest, TheModelsArithmeticDependsOnNeitherRanksNorRecomputation) {
 
 TEST_F(BenchTest, RefusesNoSteps) {
   const ringzero::Job job = parse_job("transformer {} text { path: \"" + path("text.txt") + "\" }", "x.textproto", {});
-  const auto errors = testing::errors_on_ranks(1, {}, [&](comm::Communicator& comm) { bench(job, {.steps = 0}, comm); });
+  const auto errors = test::errors_on_ranks(1, {}, [&](comm::Communicator& comm) { bench(job, {.steps = 0}, comm); });
   EXPECT_NE(errors[0].find("bench of 0 steps"), std::string::npos) << errors[0];
 }
 

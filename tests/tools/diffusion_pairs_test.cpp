@@ -25,7 +25,7 @@ class DiffusionPairs : public DiffusionJob {
     options.count = count;
     options.batch = batch;
     options.sampler.steps = 20;
-    testing::run_on_ranks(ranks, [&](comm::Communicator& comm) {
+    test::run_on_ranks(ranks, [&](comm::Communicator& comm) {
       TrainedDiffusion model = load_diffusion(path(run), comm);
       write_pairs(model, plan_sampling(model, options), options, path(out), comm);
     });
@@ -33,7 +33,7 @@ class DiffusionPairs : public DiffusionJob {
   // Mean over 20 samples.
   double straightness(const std::string& run) const {
     double mean = 0;
-    testing::run_on_ranks(1, [&](comm::Communicator& comm) {
+    test::run_on_ranks(1, [&](comm::Communicator& comm) {
       TrainedDiffusion model = load_diffusion(path(run), comm);
       ImageSampleOptions options{.count = 20};
       options.sampler.steps = 20;
@@ -170,7 +170,7 @@ TEST_F(DiffusionPairs, BadPairsAreNamedOnAllRanks) {
   EXPECT_THAT(refused("classifier { noise_levels: true } images {} diffusion { pairs: 'a' }"), HasSubstr("diffusion.pairs is given to classifier"));
 
   const auto refused_pairs = [&](const std::string& run, const std::string& folder, const std::function<void(ImageSampleOptions&)>& change) {
-    return testing::errors_on_ranks(3, {}, [&](comm::Communicator& comm) {
+    return test::errors_on_ranks(3, {}, [&](comm::Communicator& comm) {
       ImageSampleOptions options{.count = 3};
       change(options);
       TrainedDiffusion model = load_diffusion(path(run), comm);
@@ -239,7 +239,7 @@ TEST_F(DiffusionPairs, InterpolationGoesFromOneSampleToAnother) {
   run(job(kUnet, kLong, kFlow), 2, "run");
   const auto between = [&](const ImageSampleOptions& options, int64_t a, int64_t b, int ranks) {
     std::vector<uint8_t> images;
-    testing::run_on_ranks(ranks, [&](comm::Communicator& comm) {
+    test::run_on_ranks(ranks, [&](comm::Communicator& comm) {
       TrainedDiffusion model = load_diffusion(path("run"), comm);
       const auto mine = interpolate_images(model, plan_sampling(model, options), options, a, b, comm);
       if (comm.rank() == 0) images = mine;
@@ -269,7 +269,7 @@ TEST_F(DiffusionPairs, InterpolationGoesFromOneSampleToAnother) {
     ImageSampleOptions o{.count = 4};
     o.sampler.steps = 4;
     change(o);
-    return testing::errors_on_ranks(2, {}, [&](comm::Communicator& comm) {
+    return test::errors_on_ranks(2, {}, [&](comm::Communicator& comm) {
       TrainedDiffusion model = load_diffusion(path("run"), comm);
       interpolate_images(model, plan_sampling(model, o), o, a, b, comm);
     })[1];

@@ -57,10 +57,10 @@ class DiffusionJob : public ::testing::Test {
                      "test.textproto", overrides);
   }
   void run(const ringzero::Job& j, int ranks, const std::string& out, bool resume = false) const {
-    testing::run_on_ranks(ranks, [&](comm::Communicator& comm) { train(j, {path(out), resume, true}, comm); });
+    test::run_on_ranks(ranks, [&](comm::Communicator& comm) { train(j, {path(out), resume, true}, comm); });
   }
   std::vector<std::string> errors(const ringzero::Job& j, int ranks) const {
-    return testing::errors_on_ranks(ranks, {}, [&](comm::Communicator& comm) { train(j, {path("refused"), false, true}, comm); });
+    return test::errors_on_ranks(ranks, {}, [&](comm::Communicator& comm) { train(j, {path("refused"), false, true}, comm); });
   }
   nlohmann::json summary(const std::string& out) const { return summary_of(path(out)); }
   std::vector<double> losses(const std::string& out) const { return losses_of(path(out)); }
@@ -90,7 +90,7 @@ class DiffusionJob : public ::testing::Test {
   }
   std::vector<uint8_t> samples(const std::string& run, const ImageSampleOptions& options, int ranks) const {
     std::vector<uint8_t> images;
-    testing::run_on_ranks(ranks, [&](comm::Communicator& comm) {
+    test::run_on_ranks(ranks, [&](comm::Communicator& comm) {
       TrainedDiffusion model = load_diffusion(path(run), comm, options.guide);
       const auto mine = sample_images(model, plan_sampling(model, options), options, comm);
       if (comm.rank() == 0) images = mine;
@@ -98,7 +98,7 @@ class DiffusionJob : public ::testing::Test {
     return images;
   }
   std::string sampling_error(const std::string& run, const ImageSampleOptions& options) const {
-    return testing::errors_on_ranks(2, {}, [&](comm::Communicator& comm) {
+    return test::errors_on_ranks(2, {}, [&](comm::Communicator& comm) {
       TrainedDiffusion model = load_diffusion(path(run), comm, options.guide);
       sample_images(model, plan_sampling(model, options), options, comm);
     })[1];

@@ -62,7 +62,7 @@ TEST_F(DiffusionTimes, WhatWasLearnedOfLossesIsResumed) {
 
 TEST_F(DiffusionTimes, TimesOfLargeLossesAreDrawnMore) {
   const ringzero::Job j = job(kUnet, {"training.batch=64"}, kAware);
-  testing::run_on_ranks(3, [&](comm::Communicator& comm) {
+  test::run_on_ranks(3, [&](comm::Communicator& comm) {
     DiffusionTask task(j, load_images(j));
     task.module().materialize(j.seed());
     std::vector<float> state = task.state();

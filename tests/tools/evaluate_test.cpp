@@ -28,13 +28,13 @@ class Evaluate : public DiffusionJob {
   }
   nlohmann::json evaluated(const EvaluateOptions& o, int ranks) const {
     ::testing::internal::CaptureStdout();
-    testing::run_on_ranks(ranks, [&](comm::Communicator& comm) { evaluate_run(o, comm); });
+    test::run_on_ranks(ranks, [&](comm::Communicator& comm) { evaluate_run(o, comm); });
     const auto printed = nlohmann::json::parse(::testing::internal::GetCapturedStdout());
     EXPECT_EQ(printed, nlohmann::json::parse(std::ifstream(o.run + "/evaluation.json")));
     return printed;
   }
   std::vector<std::string> refusals(const EvaluateOptions& o) const {
-    return testing::errors_on_ranks(3, {}, [&](comm::Communicator& comm) { evaluate_run(o, comm); });
+    return test::errors_on_ranks(3, {}, [&](comm::Communicator& comm) { evaluate_run(o, comm); });
   }
 };
 

@@ -53,7 +53,7 @@ TEST_F(MemoryPlan, PredictsARunToTheByte) {
       const ringzero::Job cell_job = job_of_cell(job(), ranks, stage, 3);
       MemoryCell cell = predict_cell(cell_job, ranks, true);
       const std::string out = path(fmt::format("run{}_{}", ranks, stage));
-      testing::run_on_ranks(ranks, [&](comm::Communicator& comm) { train(cell_job, {.out = out, .resume = false, .json = true}, comm); });
+      test::run_on_ranks(ranks, [&](comm::Communicator& comm) { train(cell_job, {.out = out, .resume = false, .json = true}, comm); });
       read_measured(out, cell);
       ASSERT_EQ(cell.measured.size(), static_cast<size_t>(ranks));
       EXPECT_EQ(cell.worst_difference_bytes(), 0);
@@ -78,7 +78,7 @@ TEST_F(MemoryPlan, PredictsEveryModeToTheByte) {
       const ringzero::Job cell_job = job_of_cell(job(mode), 4, stage, 3);
       MemoryCell cell = predict_cell(cell_job, 4, true);
       const std::string out = path("run");
-      testing::run_on_ranks(4, [&](comm::Communicator& comm) { train(cell_job, {.out = out, .resume = false, .json = true}, comm); });
+      test::run_on_ranks(4, [&](comm::Communicator& comm) { train(cell_job, {.out = out, .resume = false, .json = true}, comm); });
       read_measured(out, cell);
       fs::remove_all(out);
       ASSERT_EQ(cell.measured.size(), 4u);
@@ -155,7 +155,7 @@ TEST_F(MemoryPlan, PlansAnyModelOnAnyNumberOfRanksAtOnce) {
   EXPECT_THAT(plan.notes, ::testing::Contains(HasSubstr("is not here")));
   EXPECT_THAT(plan.notes, ::testing::Contains(HasSubstr("training.batch")));
   EXPECT_GT(plan.seconds, 0);
-  if (!testing::kSanitized) {
+  if (!test::kSanitized) {
     EXPECT_LT(seconds, 1.0);
   }
   EXPECT_THROW(make_plan(trillion, {.ranks = 4, .rank = 4}), ConfigError);
@@ -172,7 +172,7 @@ TEST_F(MemoryPlan, ALimitThatIsTooLowSaysWhoHoldsWhatAndWhatWouldFit) {
   const double limit_mb = static_cast<double>(needed + sharded) / 2e6;
   const auto low = job({fmt::format("training.memory_limit_mb={}", limit_mb)});
   const auto run = [&](const ringzero::Job& j, const std::string& out) {
-    return testing::errors_on_ranks(2, {}, [&](comm::Communicator& comm) { train(j, {.out = path(out), .resume = false, .json = true}, comm); });
+    return test::errors_on_ranks(2, {}, [&](comm::Communicator& comm) { train(j, {.out = path(out), .resume = false, .json = true}, comm); });
   };
   const auto errors = run(low, "low");
   for (const auto& error : errors) EXPECT_NE(error, "");

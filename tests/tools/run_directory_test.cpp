@@ -15,6 +15,7 @@
 #include <string>
 
 #include "runtime/core/error.h"
+#include "tests/support/config_error.h"
 #include "tools/atomic_file.h"
 
 namespace rz::tools {
@@ -54,17 +55,7 @@ class RunDirectoryTest : public ::testing::Test {
   std::string run_;
 };
 
-template <class F>
-std::string config_error(F call) {
-  try {
-    call();
-  } catch (const ConfigError& error) {
-    EXPECT_EQ(std::string(error.what()).find('\n'), std::string::npos);
-    return error.what();
-  }
-  ADD_FAILURE() << "no ConfigError";
-  return "";
-}
+using test::config_error;
 
 TEST_F(RunDirectoryTest, ANewRunHasItsFiles) {
   auto run = RunDirectory::create(run_, "job\n");

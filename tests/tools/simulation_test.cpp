@@ -369,7 +369,7 @@ class Recorded : public ::testing::Test {
   std::string path(const std::string& name) const { return (root_ / name).string(); }
 
   RunTrace run(const ringzero::Job& j, int ranks, const std::string& out) const {
-    testing::run_on_ranks(ranks, [&](comm::Communicator& comm) { train(j, {.out = path(out), .resume = false, .json = false}, comm); },
+    test::run_on_ranks(ranks, [&](comm::Communicator& comm) { train(j, {.out = path(out), .resume = false, .json = false}, comm); },
                           {.network = network_of(j)});
     return read_run_trace(path(out));
   }

@@ -9,6 +9,7 @@
 
 #include "proto/trace.pb.h"
 #include "runtime/core/error.h"
+#include "tests/support/config_error.h"
 #include "tests/tools/synthetic_trace.h"
 #include "tests/tools/tiny_run.h"
 #include "tools/overlap/run_trace.h"
@@ -83,15 +84,7 @@ std::string bytes_of(const std::string& path) {
 }
 void put(const std::string& path, const std::string& bytes) { std::ofstream(path, std::ios::binary) << bytes; }
 
-template <class F>
-std::string config_error(const F& f) {
-  try {
-    f();
-  } catch (const ConfigError& e) {
-    return e.what();
-  }
-  return "accepted";
-}
+using test::config_error;
 
 TEST_F(TraceFile, WhatIsWrittenIsRead) {
   const RankTrace t = example();
@@ -144,7 +137,7 @@ TEST_F(TraceFile, InconsistentContentsAreNamed) {
     put(file, changed.SerializeAsString());
     return config_error([&] { read_trace(file); });
   };
-  EXPECT_EQ(refusal([](Message&) {}), "accepted");
+  EXPECT_EQ(refusal([](Message&) {}), "no error");
   const struct {
     const char* says;
     std::function<void(Message&)> change;
@@ -208,7 +201,7 @@ TEST_F(TraceFile, TracesThatDoNotBelongTogetherAreNamed) {
     for (const RankTrace& t : trace.run().ranks) write_trace(trace_path(run, t.rank), t);
   };
   write_all();
-  EXPECT_EQ(refusal(), "accepted");
+  EXPECT_EQ(refusal(), "no error");
   fs::remove(trace_path(run, 2));
   EXPECT_THAT(refusal(), HasSubstr(trace_path(run, 2)));
   write_all();

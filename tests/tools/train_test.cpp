@@ -52,11 +52,11 @@ class Training : public ::testing::Test {
   std::string path(const std::string& name) const { return (root_ / name).string(); }
 
   void run(const ringzero::Job& j, int ranks, const std::string& out, bool resume = false) const {
-    testing::run_on_ranks(ranks, [&](comm::Communicator& comm) { train(j, {path(out), resume, false}, comm); });
+    test::run_on_ranks(ranks, [&](comm::Communicator& comm) { train(j, {path(out), resume, false}, comm); });
   }
 
   std::vector<std::string> errors(const ringzero::Job& j, int ranks, const std::string& out, bool resume = false) const {
-    return testing::errors_on_ranks(ranks, {}, [&](comm::Communicator& comm) { train(j, {out, resume, false}, comm); });
+    return test::errors_on_ranks(ranks, {}, [&](comm::Communicator& comm) { train(j, {out, resume, false}, comm); });
   }
 
   nlohmann::json summary(const std::string& out) const { return summary_of(path(out)); }
@@ -258,7 +258,7 @@ TEST_F(Training, ACheckpointFitsAnyRanksAndStage) {
 
 TEST_F(Training, ARunCanBeSampled) {
   run(job({"training.steps=40"}), 2, "a");
-  testing::run_on_ranks(1, [&](comm::Communicator& comm) {
+  test::run_on_ranks(1, [&](comm::Communicator& comm) {
     SampleOptions options;
     options.run = path("a");
     options.sample.set_prompt("the ");
@@ -269,7 +269,7 @@ TEST_F(Training, ARunCanBeSampled) {
     EXPECT_TRUE(text.starts_with("the "));
     EXPECT_EQ(text.size(), 4u + 30 + 1);
   });
-  const auto errors = testing::errors_on_ranks(1, {}, [&](comm::Communicator& comm) {
+  const auto errors = test::errors_on_ranks(1, {}, [&](comm::Communicator& comm) {
     SampleOptions options;
     options.run = path("a");
     options.sample.set_prompt("Z");
@@ -318,7 +318,7 @@ TEST_F(Training, ResumingNothingOrAnotherModelIsAnError) {
 }
 
 TEST_F(Training, RanksWithDifferentJobsAreRefused) {
-  const auto texts = testing::errors_on_ranks(3, {}, [&](comm::Communicator& comm) {
+  const auto texts = test::errors_on_ranks(3, {}, [&](comm::Communicator& comm) {
     train(job({comm.rank() == 1 ? "seed=6" : "seed=5"}), {path("mixed"), false, false}, comm);
   });
   for (const auto& error : texts) EXPECT_THAT(error, ::testing::AllOf(HasSubstr("job"), HasSubstr("rank 1")));

@@ -65,8 +65,8 @@ Stragglers find_stragglers(const RunAccount& account) {
   std::vector<Stragglers::Slow> busy;
   for (const std::vector<StepAccount>& steps : account.ranks) {
     std::vector<double> times_ms;
-    for (const StepAccount& a : steps) times_ms.push_back(static_cast<double>(a.compute_ns() + a.other_ns()) * 1e-6);
-    busy.push_back({steps.front().rank, quantile(std::move(times_ms), 0.5)});
+    for (const StepAccount& a : steps) times_ms.push_back(to_ms(a.compute_ns() + a.other_ns()));
+    busy.push_back({steps.front().rank, median(std::move(times_ms))});
   }
   std::ranges::stable_sort(busy, std::ranges::greater{}, &Stragglers::Slow::busy_ms);
   const Stragglers::Slow& usual = busy[busy.size() / 2];

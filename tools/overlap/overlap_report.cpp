@@ -5,6 +5,7 @@
 #include <ranges>
 #include <utility>
 
+#include "tools/overlap/quantile.h"
 #include "tools/plan.h"
 
 namespace rz::tools {
@@ -12,14 +13,6 @@ namespace rz::tools {
 namespace {
 
 constexpr size_t kMostNamed = 4;  // ranks or buckets in a line
-
-double to_ms(int64_t ns) { return static_cast<double>(ns) * 1e-6; }
-
-double median(std::vector<double> values) {
-  std::ranges::sort(values);
-  const size_t n = values.size();
-  return n % 2 == 1 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
-}
 
 // Who is to blame for how much, over all buckets of a rank.
 std::vector<std::pair<std::pair<Cause, std::string>, double>> blame(const std::vector<BucketMeans>& buckets) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 namespace rz::tools {
@@ -13,5 +14,7 @@ inline double quantile(std::vector<double> values, double q) {
   std::ranges::nth_element(values, at);
   return *at;
 }
+
+inline double median(std::vector<double> values) { return quantile(std::move(values), 0.5); }
 
 }  // namespace rz::tools

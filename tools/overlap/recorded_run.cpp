@@ -21,10 +21,6 @@ using trace::Event;
 constexpr int64_t kWarmUpSteps = 2;
 constexpr double kLongGap = 5;  // medians; what is longer was an evaluation or a checkpoint, not the way from a step to the next
 
-double median(std::vector<double> values) { return quantile(std::move(values), 0.5); }
-
-double to_ms(int64_t ns) { return static_cast<double>(ns) * 1e-6; }
-
 // How much of a core's time a rank had between two moments. On a machine without a spare core, progress threads take theirs from those
 // that compute, and where more threads compute than there are cores, these take turns, evenly.
 class CoreTime {

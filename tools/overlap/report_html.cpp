@@ -260,7 +260,7 @@ class Report {
     };
     int64_t most = 0;
     for (const auto& s : step.memory) most = std::max(most, total(s));
-    const auto ms = [&](int64_t at) { return static_cast<double>(at - step.begin_ns) * 1e-6; };
+    const auto ms = [&](int64_t at) { return to_ms(at - step.begin_ns); };
     const Plot plot(0, ms(step.end_ns), 0, static_cast<double>(most));
     std::string paths;
     std::vector<std::string> used;

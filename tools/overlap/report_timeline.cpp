@@ -71,7 +71,7 @@ class Timeline {
  private:
   double share(int64_t ns) const { return static_cast<double>(ns) / static_cast<double>(end_ns_ - begin_ns_); }
   double x(int64_t at_ns) const { return 100 * std::clamp(share(at_ns - begin_ns_), 0.0, 1.0); }
-  static std::string ms(int64_t ns) { return format_ms(static_cast<double>(ns) * 1e-6); }
+  static std::string ms(int64_t ns) { return format_ms(to_ms(ns)); }
   std::string when(int64_t from, int64_t to) const {
     return fmt::format("{}, from {} to {}", ms(to - from), ms(from - begin_ns_), ms(to - begin_ns_));
   }
@@ -81,7 +81,7 @@ class Timeline {
 
   // Each zoom adds the lines between those of the one before.
   void axis(int height) {
-    const double span_ms = static_cast<double>(end_ns_ - begin_ns_) * 1e-6;
+    const double span_ms = to_ms(end_ns_ - begin_ns_);
     double coarser = 0;
     for (const int zoom : kZooms) {
       const double step = grid_step(span_ms / 2 / zoom);

@@ -13,7 +13,7 @@ namespace rz::tools {
 
 namespace {
 
-struct Flags {
+struct SimulateFlags {
   std::string run;
   std::string out;
   WhatIf what;
@@ -22,7 +22,7 @@ struct Flags {
   bool json = false;
 };
 
-void run(const Flags& flags) {
+void run(const SimulateFlags& flags) {
   Predictor predictor(recorded_run(read_run_trace(flags.run)));
   SimulationReport report;
   // On the recorded machine, whatever is asked for.
@@ -53,7 +53,7 @@ void run(const Flags& flags) {
 }  // namespace
 
 void add_simulate_command(CLI::App& app) {
-  auto flags = std::make_shared<Flags>();
+  auto flags = std::make_shared<SimulateFlags>();
   auto* command =
       app.add_subcommand("simulate", "What a step of a recorded run would take with other links, ranks, stages, buckets and prefetch");
   command->add_option("RUN_DIR", flags->run, "folder of a run, as `train` wrote it")->required();

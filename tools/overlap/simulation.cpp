@@ -364,8 +364,8 @@ class Simulator {
       if (t.step >= static_cast<int64_t>(rank.timings.size())) continue;
       StepTiming& timing = rank.timings[static_cast<size_t>(t.step)];
       const int64_t length = t.span.end_ns - t.span.begin_ns;
-      timing.communication_ms += static_cast<double>(length) * 1e-6;
-      timing.hidden_ms += static_cast<double>(length - overlap_ns(rank.waits, t.span)) * 1e-6;
+      timing.communication_ms += to_ms(length);
+      timing.hidden_ms += to_ms(length - overlap_ns(rank.waits, t.span));
     }
   }
 
