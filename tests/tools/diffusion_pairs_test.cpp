@@ -261,7 +261,7 @@ TEST_F(DiffusionPairs, InterpolationGoesFromOneSampleToAnother) {
   // The steps on the way are small beside the whole of it.
   const auto distance = [&](size_t i, size_t j) {
     double sum = 0;
-    for (size_t p = 0; p < 64; ++p) sum += std::pow(double{way[i * 64 + p]} - double{way[j * 64 + p]}, 2);
+    for (size_t p = 0; p < 64; ++p) sum += std::pow(static_cast<double>(way[i * 64 + p]) - static_cast<double>(way[j * 64 + p]), 2);
     return std::sqrt(sum);
   };
   for (size_t i = 0; i < 8; ++i) EXPECT_LT(distance(i, i + 1), distance(0, 8)) << i;

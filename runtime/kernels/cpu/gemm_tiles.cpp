@@ -13,8 +13,10 @@ namespace rz::cpu {
 namespace {
 
 constexpr int64_t kBlockK = 512;  // at most
-// Of the two operands' blocks one stays in the L2 cache, packed, while small blocks of the other pass by it.
-constexpr int64_t kLargeBlock = 384, kSmallBlock = 128;
+// Of the two operands' blocks one stays in the L2 cache, packed, while small blocks of the other pass by it and C's and what is packed next
+// need their share. An A that is not much larger than a block is one: its columns need not be packed for several.
+constexpr int64_t kBlock = 256, kSmallBlock = 64;
+constexpr int64_t kLargestBlock = 384, kBesideLargest = 128;
 constexpr int64_t kStripN = kMostTilePanels * kTilePanel;
 
 int64_t block_k(int64_t k) { return round_up(ceil_divide(k, ceil_divide(k, kBlockK)), kTileStep); }
@@ -24,8 +26,8 @@ int64_t block_k(int64_t k) { return round_up(ceil_divide(k, ceil_divide(k, kBloc
 struct Blocks {
   int64_t m, n, packed_n;
   Blocks(int64_t rows, int64_t columns)
-      : m(columns <= kLargeBlock ? kSmallBlock : kLargeBlock),
-        n(columns <= kLargeBlock ? kLargeBlock : kSmallBlock),
+      : m(columns <= kBlock ? kSmallBlock : (rows <= kLargestBlock ? kLargestBlock : kBlock)),
+        n(columns <= kBlock ? kBlock : (rows > kBlock && rows <= kLargestBlock ? kBesideLargest : kSmallBlock)),
         packed_n(rows <= m ? n : kStripN) {}
 };
 
@@ -35,8 +37,8 @@ struct Layout {
   int64_t a_bytes, b_bytes, bias_bytes, c_bytes;
   Layout(int64_t m, int64_t n, int64_t k) {
     constexpr int64_t kFloat = sizeof(float);
-    a_bytes = tile_panels_bytes<T>(std::min(m, kLargeBlock), block_k(k));
-    b_bytes = tile_panels_bytes<T>(std::min(n, m <= kLargeBlock ? kLargeBlock : kStripN), block_k(k));
+    a_bytes = tile_panels_bytes<T>(std::min(m, kLargestBlock), block_k(k));
+    b_bytes = tile_panels_bytes<T>(std::min(n, m <= kLargestBlock ? kLargestBlock : kStripN), block_k(k));
     bias_bytes = round_up(std::min(n, kStripN), kTilePanel) * kFloat;
     // 16-bit results are summed in float and rounded once.
     c_bytes = std::is_same_v<T, float> ? 0 : round_up(m * std::min(n, kStripN) * kFloat, 64);
@@ -171,7 +173,7 @@ class Product {
   float* c_ = nullptr;  // of the strip
   int64_t c_stride_ = 0;
   bool with_bias_ = false;
-  std::array<bool, kLargeBlock / kTilePanel> a_fits_;
+  std::array<bool, kLargestBlock / kTilePanel> a_fits_;
   std::array<bool, kStripN / kTilePanel> b_fits_;
 };
 
