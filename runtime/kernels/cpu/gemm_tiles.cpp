@@ -120,6 +120,9 @@ class Product {
     const TileStart start{bias, 0};
     if (rows % kTileRows == 0 && columns % kTileRows == 0 && fits && !add)
       return multiply_tile_panels<T>(rows, columns, tile_steps(depth_), a, b, start, c, c_stride_);
+    if (add)  // C is no longer in a near cache: it comes while the sum is taken
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t half = 0; half < kTilePanel; half += kTileRows) __builtin_prefetch(c + r * c_stride_ + half, 1, 2);
     // At the edges tiles are larger than C. A block's sum is taken before it is added: one rounding at the size of C for each block.
     alignas(64) float sums[kTilePanel * kTilePanel];
     multiply_tile_panels<T>(rows, columns, tile_steps(depth_), a, b, start, sums, kTilePanel);
