@@ -1,6 +1,7 @@
 """Collectives of ringzero, of Open MPI and of Gloo, side by side on one machine: medians of interleaved runs, and ratios.
 
-python3 bench/peers/collectives.py [--ringzero build/release/bin/ringzero] [--ranks 2 4] [--rounds 5] [--python PYTHON] [--json FILE]
+python3 bench/peers/collectives.py [--ringzero build/release/bin/ringzero] [--ranks 2 4] [--rounds 5] [--bind-to none] [--python PYTHON]
+                                   [--json FILE]
 
 Each round runs, one after the other, `ringzero collectives` over shared memory, the same over messages, bench/peers/collectives_mpi.c
 (built here with mpicc), which also times copies, and Gloo through PyTorch (all-reduce alone; --python names an interpreter that has torch).
@@ -23,7 +24,7 @@ import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 KINDS = ("all_reduce", "reduce_scatter", "all_gather")
-MPIRUN = ["mpirun", "--bind-to", "none", "--oversubscribe", "--mca", "mpi_yield_when_idle", "1", "-np"]
+MPIRUN = ["mpirun", "--oversubscribe", "--mca", "mpi_yield_when_idle", "1"]
 
 
 def run(command):
@@ -33,6 +34,10 @@ def run(command):
     return result.stdout
 
 
+def mpirun(args, ranks):
+    return MPIRUN + ["--bind-to", args.bind_to, "-np", str(ranks)]
+
+
 def lines_of(text):
     return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
@@ -40,7 +45,7 @@ def lines_of(text):
 def ringzero(args, ranks, way):
     rows = []
     for begin, end, factor, iterations in (("8", "64K", "8", 10 * args.iterations), ("256K", "64M", "4", args.iterations)):
-        report = json.loads(run(MPIRUN + [str(ranks), args.ringzero, "collectives", "--intra-node", way, "--op", "all", "-b", begin, "-e", end,
+        report = json.loads(run(mpirun(args, ranks) + [args.ringzero, "collectives", "--intra-node", way, "--op", "all", "-b", begin, "-e", end,
                                           "-f", factor, "--iters", str(iterations), "--warmup", "3", "--no-check", "--json"]))
         if ("shared memory" in report["transport"]) != (way == "shared"):
             raise RuntimeError("asked for " + way + ", ran over " + report["transport"])
@@ -49,7 +54,7 @@ def ringzero(args, ranks, way):
 
 
 def open_mpi(args, ranks, program, sizes):
-    return lines_of(run(MPIRUN + [str(ranks), program, str(args.iterations)] + [str(s) for s in sizes]))
+    return lines_of(run(mpirun(args, ranks) + [program, str(args.iterations)] + [str(s) for s in sizes]))
 
 
 def gloo(args, ranks, sizes, folder, number):
@@ -73,6 +78,7 @@ def main():
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--iterations", type=int, default=20, help="per size and round; ten times as many up to 64 KiB, but of Gloo")
+    parser.add_argument("--bind-to", default="none", help="mpirun's, for ringzero and Open MPI: none, or core where each rank has one")
     parser.add_argument("--python", default=sys.executable, help="an interpreter that has torch")
     parser.add_argument("--json", help="where to write all medians")
     args = parser.parse_args()
