@@ -48,7 +48,7 @@ prepare_environment() {
 }
 
 # build PRESET: configures and builds it.
-build() { cmake --preset "$1" -DRZ_BUILD_TESTS=ON && cmake --build --preset "$1"; }
+build() { cmake --preset "$1" -DRZ_BUILD_TESTS=ON -DRZ_BATCH_TESTS=ON && cmake --build --preset "$1"; }
 
 # ctest_of PRESET ARGUMENT...: no tests at all is a failure, too.
 ctest_of() {
