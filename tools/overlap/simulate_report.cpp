@@ -93,7 +93,8 @@ std::string simulation_text(const RecordedRun& recorded, const SimulationReport&
   if (recorded.fitted && recorded.ranks > 1)
     out += fmt::format("no links were emulated: as fitted to {} collectives they are {}\n", recorded.fitted->operations,
                        recorded.fitted->link.str());
-  out += "\n" + header() + row("recorded", report.replayed, recorded.timing, tokens_per_s(recorded)) + row("simulated", report.simulated);
+  out += fmt::format("\n{}{}{}", header(), row("recorded", report.replayed, recorded.timing, tokens_per_s(recorded)),
+                     row("simulated", report.simulated));
   if (report.best) out += row("best", *report.best);
   for (const std::string& note : report.simulated.notes) out += fmt::format("note: {}\n", note);
   if (report.best) out += advice(report);
