@@ -36,7 +36,9 @@ int64_t steps_of(const MemoryFlags& flags, const ringzero::Job& job) {
   return kDefaultSteps;
 }
 
-std::string directory_of(const MemoryFlags& flags, const ringzero::Job& job) { return flags.out.empty() ? "runs/" + job.name() + "_memory" : flags.out; }
+std::string directory_of(const MemoryFlags& flags, const ringzero::Job& job) {
+  return flags.out.empty() ? "runs/" + job.name() + "_memory" : flags.out;
+}
 
 void check_measurable(const MemoryFlags& flags) {
   for (const int ranks : flags.ranks)

@@ -24,7 +24,6 @@ import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 KINDS = ("all_reduce", "reduce_scatter", "all_gather")
-MPIRUN = ["mpirun", "--oversubscribe", "--mca", "mpi_yield_when_idle", "1"]
 
 
 def run(command):
@@ -35,7 +34,7 @@ def run(command):
 
 
 def mpirun(args, ranks):
-    return MPIRUN + ["--bind-to", args.bind_to, "-np", str(ranks)]
+    return ["mpirun", "--bind-to", args.bind_to, "--oversubscribe", "--mca", "mpi_yield_when_idle", "1", "-np", str(ranks)]
 
 
 def lines_of(text):
@@ -46,7 +45,7 @@ def ringzero(args, ranks, way):
     rows = []
     for begin, end, factor, iterations in (("8", "64K", "8", 10 * args.iterations), ("256K", "64M", "4", args.iterations)):
         report = json.loads(run(mpirun(args, ranks) + [args.ringzero, "collectives", "--intra-node", way, "--op", "all", "-b", begin, "-e", end,
-                                          "-f", factor, "--iters", str(iterations), "--warmup", "3", "--no-check", "--json"]))
+                                                     "-f", factor, "--iters", str(iterations), "--warmup", "3", "--no-check", "--json"]))
         if ("shared memory" in report["transport"]) != (way == "shared"):
             raise RuntimeError("asked for " + way + ", ran over " + report["transport"])
         rows += report["results"]

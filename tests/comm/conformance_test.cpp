@@ -19,12 +19,12 @@ TEST_P(Conformance, EveryCollectiveSizeTypeOperationAndOrder) {
   constexpr size_t kSegmentBytes = 256;
   std::atomic<int> ran{0};
   test::run_on_ranks(GetParam(),
-                        [&](Communicator& comm) {
-                          EXPECT_EQ(comm.size(), GetParam());
-                          for (const std::string& f : test::check_conformance(comm, kSegmentBytes)) ADD_FAILURE() << f;
-                          ++ran;
-                        },
-                        {.segment_bytes = kSegmentBytes});
+                     [&](Communicator& comm) {
+                       EXPECT_EQ(comm.size(), GetParam());
+                       for (const std::string& f : test::check_conformance(comm, kSegmentBytes)) ADD_FAILURE() << f;
+                       ++ran;
+                     },
+                     {.segment_bytes = kSegmentBytes});
   EXPECT_EQ(ran, GetParam());
 }
 

@@ -41,11 +41,11 @@ TEST_P(EmulatedConformance, EveryCollectiveSizeTypeOperationAndOrder) {
   const Network& n = GetParam();
   std::atomic<int> ran{0};
   test::run_on_ranks(n.ranks,
-                        [&](Communicator& comm) {
-                          for (const std::string& f : test::check_conformance(comm, kSegmentBytes)) ADD_FAILURE() << f;
-                          ++ran;
-                        },
-                        {.segment_bytes = kSegmentBytes, .network = parse_network(n.link, n.between, n.nodes)});
+                     [&](Communicator& comm) {
+                       for (const std::string& f : test::check_conformance(comm, kSegmentBytes)) ADD_FAILURE() << f;
+                       ++ran;
+                     },
+                     {.segment_bytes = kSegmentBytes, .network = parse_network(n.link, n.between, n.nodes)});
   EXPECT_EQ(ran, n.ranks);
 }
 INSTANTIATE_TEST_SUITE_P(Links, EmulatedConformance,
@@ -71,15 +71,15 @@ struct Outcome {
 Outcome reduce_on_three(std::optional<comm::NetworkSpec> network) {
   std::vector<Outcome> ranks(3);
   test::run_on_ranks(3,
-                        [&](Communicator& comm) {
-                          Outcome& mine = ranks[static_cast<size_t>(comm.rank())];
-                          mine.sum = wild(comm.rank());
-                          comm.all_reduce(mine.sum.data(), mine.sum.size(), DType::f32, ReduceOp::sum).wait();
-                          comm.all_reduce(mine.sum.data(), mine.sum.size(), DType::f32, ReduceOp::mean, {.order = Order::ordered}).wait();
-                          comm.barrier().wait();
-                          mine.stats = comm.wire_stats();
-                        },
-                        {.segment_bytes = 4096, .network = std::move(network)});
+                     [&](Communicator& comm) {
+                       Outcome& mine = ranks[static_cast<size_t>(comm.rank())];
+                       mine.sum = wild(comm.rank());
+                       comm.all_reduce(mine.sum.data(), mine.sum.size(), DType::f32, ReduceOp::sum).wait();
+                       comm.all_reduce(mine.sum.data(), mine.sum.size(), DType::f32, ReduceOp::mean, {.order = Order::ordered}).wait();
+                       comm.barrier().wait();
+                       mine.stats = comm.wire_stats();
+                     },
+                     {.segment_bytes = 4096, .network = std::move(network)});
   return ranks[1];
 }
 
@@ -135,17 +135,17 @@ TEST(EmulatedTransport, RanksOfANodeShareItsPort) {
   // Ranks 0 and 1, on one node, send 125 kB to two other nodes, or receive as much from them, at once: 10 ms for each message.
   for (const bool out : {true, false}) {
     test::run_on_ranks(6,
-                          [out](Communicator& comm) {
-                            constexpr int kPair[] = {0, 1, 0, 2, 1, 2};  // 0 with 2, 1 with 4
-                            Communicator pair = comm.split(kPair[comm.rank()]);
-                            std::vector<std::byte> data(125'000);
-                            const double begin = now_s();  // before anybody sends
-                            comm.barrier().wait();
-                            if (kPair[comm.rank()] != 2) pair.broadcast(data.data(), data.size(), DType::u8, out ? 0 : 1).wait();
-                            comm.barrier().wait();
-                            EXPECT_GE(now_s() - begin, 2 * 10e-3) << (out ? "out" : "in");
-                          },
-                          {.network = parse_network("unlimited", "100Mbit", 3)});
+                       [out](Communicator& comm) {
+                         constexpr int kPair[] = {0, 1, 0, 2, 1, 2};  // 0 with 2, 1 with 4
+                         Communicator pair = comm.split(kPair[comm.rank()]);
+                         std::vector<std::byte> data(125'000);
+                         const double begin = now_s();  // before anybody sends
+                         comm.barrier().wait();
+                         if (kPair[comm.rank()] != 2) pair.broadcast(data.data(), data.size(), DType::u8, out ? 0 : 1).wait();
+                         comm.barrier().wait();
+                         EXPECT_GE(now_s() - begin, 2 * 10e-3) << (out ? "out" : "in");
+                       },
+                       {.network = parse_network("unlimited", "100Mbit", 3)});
   }
 }
 
@@ -160,14 +160,14 @@ double cpu_s() {
 TEST(EmulatedTransport, WaitingCostsNoProcessorTime) {
   double cpu = 0, wall = 0;
   test::run_on_ranks(3,
-                        [&](Communicator& comm) {
-                          std::vector<float> data(30'000, 1.0f);
-                          comm.barrier().wait();
-                          const double cpu_before = cpu_s(), before = now_s();
-                          for (int i = 0; i < 4; ++i) comm.all_reduce(data.data(), data.size(), DType::f32, ReduceOp::sum).wait();
-                          if (comm.rank() == 0) cpu = cpu_s() - cpu_before, wall = now_s() - before;
-                        },
-                        {.network = parse_network("10Mbit,1ms")});
+                     [&](Communicator& comm) {
+                       std::vector<float> data(30'000, 1.0f);
+                       comm.barrier().wait();
+                       const double cpu_before = cpu_s(), before = now_s();
+                       for (int i = 0; i < 4; ++i) comm.all_reduce(data.data(), data.size(), DType::f32, ReduceOp::sum).wait();
+                       if (comm.rank() == 0) cpu = cpu_s() - cpu_before, wall = now_s() - before;
+                     },
+                     {.network = parse_network("10Mbit,1ms")});
   EXPECT_GT(wall, 0.5);
 #ifdef RZ_TSAN
   constexpr double kShare = 0.5;  // everything costs some ten times as much; a rank that spins takes as much as the wall clock

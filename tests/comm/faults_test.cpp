@@ -242,15 +242,15 @@ TEST(Faults, LaterOperationsFailWithTheSameText) {
 // No false alarm: a rank that takes its time, but less than the deadline, again and again.
 TEST(Faults, SlowRankIsNoFault) {
   test::run_on_ranks(3,
-                        [](Communicator& comm) {
-                          for (int i = 0; i < 3; ++i) {
-                            if (comm.rank() == i) std::this_thread::sleep_for(std::chrono::milliseconds(1200));
-                            reduce(comm, 1000);
-                          }
-                          // One that finishes long after the others is waited for.
-                          if (comm.rank() == 1) std::this_thread::sleep_for(std::chrono::milliseconds(2500));
-                        },
-                        {.deadline_s = 2});
+                     [](Communicator& comm) {
+                       for (int i = 0; i < 3; ++i) {
+                         if (comm.rank() == i) std::this_thread::sleep_for(std::chrono::milliseconds(1200));
+                         reduce(comm, 1000);
+                       }
+                       // One that finishes long after the others is waited for.
+                       if (comm.rank() == 1) std::this_thread::sleep_for(std::chrono::milliseconds(2500));
+                     },
+                     {.deadline_s = 2});
 }
 
 TEST(Launch, ExitCodesAndOutput) {

@@ -75,33 +75,32 @@ TEST(Order, AnotherOrderHasOtherBits) {
 template <class T>
 std::vector<std::vector<T>> everything(int n, comm::IntraNode way, size_t count) {
   std::vector<std::vector<T>> results(static_cast<size_t>(n));
-  test::run_on_ranks(
-      n,
-      [&](Communicator& comm) {
-        auto& out = results[static_cast<size_t>(comm.rank())];
-        const auto input = wild<T>(comm.rank(), count + 1);
-        const comm::Chunk c = chunk_of(count, comm.rank(), n);
-        for (const ReduceOp op : {ReduceOp::sum, ReduceOp::mean, ReduceOp::max, ReduceOp::min}) {
-          if (op == ReduceOp::mean && !is_floating(dtype_of<T>)) continue;
-          for (const Order order : {Order::ring, Order::ordered}) {
-            auto data = input;
-            comm.all_reduce(data.data() + 1, count, dtype_of<T>, op, {.order = order}).wait();
-            out.insert(out.end(), data.begin(), data.end());
-            data = input;
-            std::vector<T> own(c.length());
-            comm.reduce_scatter(data.data() + 1, own.data(), count, dtype_of<T>, op, {.order = order}).wait();
-            out.insert(out.end(), own.begin(), own.end());
-          }
-        }
-        auto data = input;
-        comm.all_gather(input.data() + 1 + c.begin, data.data() + 1, count, dtype_of<T>).wait();
-        out.insert(out.end(), data.begin(), data.end());
-        data = input;
-        comm.broadcast(data.data() + 1, count, dtype_of<T>, n - 1).wait();
-        out.insert(out.end(), data.begin(), data.end());
-        EXPECT_EQ(comm.shares_memory(), way == comm::IntraNode::shared);
-      },
-      {.intra_node = way, .segment_bytes = 1000});
+  test::run_on_ranks(n,
+                     [&](Communicator& comm) {
+                       auto& out = results[static_cast<size_t>(comm.rank())];
+                       const auto input = wild<T>(comm.rank(), count + 1);
+                       const comm::Chunk c = chunk_of(count, comm.rank(), n);
+                       for (const ReduceOp op : {ReduceOp::sum, ReduceOp::mean, ReduceOp::max, ReduceOp::min}) {
+                         if (op == ReduceOp::mean && !is_floating(dtype_of<T>)) continue;
+                         for (const Order order : {Order::ring, Order::ordered}) {
+                           auto data = input;
+                           comm.all_reduce(data.data() + 1, count, dtype_of<T>, op, {.order = order}).wait();
+                           out.insert(out.end(), data.begin(), data.end());
+                           data = input;
+                           std::vector<T> own(c.length());
+                           comm.reduce_scatter(data.data() + 1, own.data(), count, dtype_of<T>, op, {.order = order}).wait();
+                           out.insert(out.end(), own.begin(), own.end());
+                         }
+                       }
+                       auto data = input;
+                       comm.all_gather(input.data() + 1 + c.begin, data.data() + 1, count, dtype_of<T>).wait();
+                       out.insert(out.end(), data.begin(), data.end());
+                       data = input;
+                       comm.broadcast(data.data() + 1, count, dtype_of<T>, n - 1).wait();
+                       out.insert(out.end(), data.begin(), data.end());
+                       EXPECT_EQ(comm.shares_memory(), way == comm::IntraNode::shared);
+                     },
+                     {.intra_node = way, .segment_bytes = 1000});
   return results;
 }
 

@@ -23,8 +23,8 @@ namespace {
 
 using ::testing::HasSubstr;
 
-using test::largest_difference;
 using test::config_error;
+using test::largest_difference;
 
 // A made-up conditional network.
 Tensor made_up(const Tensor& x, const Tensor& noise, const Conditioning& c) {

@@ -20,8 +20,8 @@ namespace {
 
 using ::testing::HasSubstr;
 
-using test::largest_difference;
 using test::config_error;
+using test::largest_difference;
 
 constexpr GaussianWorld kWorld{0.25, 0.6};
 

@@ -30,9 +30,10 @@ inline double largest_error(const Values& a, const Values& b) {
 }
 inline double largest_error(const Tensor& a, const Values& b) { return largest_error(values_of(a), b); }
 
-// The largest |a - b|; infinite when the sizes differ.
+// The largest |a - b|; a failure when the sizes differ.
 inline double largest_difference(const Tensor& a, const Tensor& b) {
   const Values x = values_of(a), y = values_of(b);
+  EXPECT_EQ(x.size(), y.size());
   if (x.size() != y.size()) return INFINITY;
   double most = 0;
   for (size_t i = 0; i < x.size(); ++i) most = std::max(most, std::abs(x[i] - y[i]));

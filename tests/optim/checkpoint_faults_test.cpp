@@ -11,8 +11,8 @@
 namespace rz::optim::checkpoint {
 namespace {
 
-using ::testing::ElementsAre;
 using test::FaultyFileSystem;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using PowerLoss = FaultyFileSystem::PowerLoss;
 

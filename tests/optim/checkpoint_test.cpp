@@ -17,8 +17,8 @@
 namespace rz::optim::checkpoint {
 namespace {
 
-using ::testing::ElementsAre;
 using test::FaultyFileSystem;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 TEST(Checkpoint, EveryPartitionToEveryOther) {

@@ -128,7 +128,8 @@ TEST_P(DryRun, PredictsEveryByteOfEveryPhase) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(StagesAndRanks, DryRun, ::testing::Combine(::testing::Values(0, 1, 2, 3), ::testing::ValuesIn(test::rank_counts())),
+INSTANTIATE_TEST_SUITE_P(StagesAndRanks, DryRun,
+                         ::testing::Combine(::testing::Values(0, 1, 2, 3), ::testing::ValuesIn(test::rank_counts())),
                          [](const auto& info) { return fmt::format("stage{}_on{}", std::get<0>(info.param), std::get<1>(info.param)); });
 
 TEST(DryRun, PredictsALargeVocabularyAndSeveralThreads) {

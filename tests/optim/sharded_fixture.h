@@ -146,11 +146,14 @@ inline MicroLoss gpt_loss(models::Transformer& gpt, const RunSettings& s, int64_
 // Every rank's trace of training a tiny GPT.
 inline std::vector<Trace> train_gpt(const RunSettings& s, const models::TransformerConfig& config = tiny_gpt()) {
   std::vector<Trace> traces(static_cast<size_t>(s.ranks));
-  test::run_on_ranks(s.ranks, [&](comm::Communicator& comm) {
-    models::Transformer gpt(config);
-    traces[static_cast<size_t>(comm.rank())] =
-        train_on(comm, gpt, s, [&](int64_t step, int64_t first, int64_t count) { return gpt_loss(gpt, s, step, first, count); });
-  }, s.launch);
+  test::run_on_ranks(
+      s.ranks,
+      [&](comm::Communicator& comm) {
+        models::Transformer gpt(config);
+        traces[static_cast<size_t>(comm.rank())] =
+            train_on(comm, gpt, s, [&](int64_t step, int64_t first, int64_t count) { return gpt_loss(gpt, s, step, first, count); });
+      },
+      s.launch);
   return traces;
 }
 

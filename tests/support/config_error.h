@@ -11,7 +11,7 @@ namespace rz::test {
 
 // The message of the ConfigError that `call` throws, which must be one line; "no error" where it throws none.
 template <class F>
-std::string config_error(F&& call) {
+std::string config_error_if_any(F&& call) {
   try {
     call();
   } catch (const ConfigError& error) {
@@ -19,6 +19,14 @@ std::string config_error(F&& call) {
     return error.what();
   }
   return "no error";
+}
+
+// The same of a call that must throw one.
+template <class F>
+std::string config_error(F&& call) {
+  const std::string message = config_error_if_any(call);
+  EXPECT_NE(message, "no error");
+  return message;
 }
 
 }  // namespace rz::test

@@ -169,7 +169,8 @@ TEST_F(DiffusionPairs, BadPairsAreNamedOnAllRanks) {
   EXPECT_THAT(refused("unet {} images {} diffusion { distill: true }"), HasSubstr("diffusion.distill is true without diffusion.pairs"));
   EXPECT_THAT(refused("classifier { noise_levels: true } images {} diffusion { pairs: 'a' }"), HasSubstr("diffusion.pairs is given to classifier"));
 
-  const auto refused_pairs = [&](const std::string& run, const std::string& folder, const std::function<void(ImageSampleOptions&)>& change) {
+  const auto refused_pairs = [&](const std::string& run, const std::string& folder,
+                                 const std::function<void(ImageSampleOptions&)>& change) {
     return test::errors_on_ranks(3, {}, [&](comm::Communicator& comm) {
       ImageSampleOptions options{.count = 3};
       change(options);

@@ -172,7 +172,8 @@ TEST_F(MemoryPlan, ALimitThatIsTooLowSaysWhoHoldsWhatAndWhatWouldFit) {
   const double limit_mb = static_cast<double>(needed + sharded) / 2e6;
   const auto low = job({fmt::format("training.memory_limit_mb={}", limit_mb)});
   const auto run = [&](const ringzero::Job& j, const std::string& out) {
-    return test::errors_on_ranks(2, {}, [&](comm::Communicator& comm) { train(j, {.out = path(out), .resume = false, .json = true}, comm); });
+    return test::errors_on_ranks(2, {},
+                                 [&](comm::Communicator& comm) { train(j, {.out = path(out), .resume = false, .json = true}, comm); });
   };
   const auto errors = run(low, "low");
   for (const auto& error : errors) EXPECT_NE(error, "");

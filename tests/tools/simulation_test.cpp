@@ -370,7 +370,7 @@ class Recorded : public ::testing::Test {
 
   RunTrace run(const ringzero::Job& j, int ranks, const std::string& out) const {
     test::run_on_ranks(ranks, [&](comm::Communicator& comm) { train(j, {.out = path(out), .resume = false, .json = false}, comm); },
-                          {.network = network_of(j)});
+                       {.network = network_of(j)});
     return read_run_trace(path(out));
   }
 

@@ -48,7 +48,12 @@ class TinyRun : public ::testing::Test {
     comm::LaunchOptions options;
     if (!link.empty()) options.network = comm::parse_network(link, "", 1);
     ::testing::internal::CaptureStdout();
-    test::run_on_ranks(ranks, [&](comm::Communicator& comm) { train(job, {path(name), false, false}, comm); }, options);
+    test::run_on_ranks(
+        ranks,
+        [&](comm::Communicator& comm) {
+          train(job, {path(name), false, false}, comm);
+        },
+        options);
     ::testing::internal::GetCapturedStdout();
     return path(name);
   }

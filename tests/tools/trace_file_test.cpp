@@ -135,7 +135,7 @@ TEST_F(TraceFile, InconsistentContentsAreNamed) {
     changed.set_trace(m.SerializeAsString());
     changed.set_trace_xxh64(XXH64(changed.trace().data(), changed.trace().size(), 0));
     put(file, changed.SerializeAsString());
-    return config_error([&] { read_trace(file); });
+    return test::config_error_if_any([&] { read_trace(file); });
   };
   EXPECT_EQ(refusal([](Message&) {}), "no error");
   const struct {
@@ -193,7 +193,7 @@ TEST_F(TraceFile, TheTracesOfARunAreOnOneClock) {
 
 TEST_F(TraceFile, TracesThatDoNotBelongTogetherAreNamed) {
   const auto run = path("run");
-  const auto refusal = [&] { return config_error([&] { read_run_trace(run); }); };
+  const auto refusal = [&] { return test::config_error_if_any([&] { read_run_trace(run); }); };
   EXPECT_THAT(refusal(), AllOf(HasSubstr(run), HasSubstr("training.trace_steps")));
   fs::create_directories(trace_directory(run));
   SyntheticTrace trace(3);

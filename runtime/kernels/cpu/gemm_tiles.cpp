@@ -13,8 +13,8 @@ namespace rz::cpu {
 namespace {
 
 constexpr int64_t kBlockK = 512;  // at most
-// Of the two operands' blocks one stays in the L2 cache, packed, while small blocks of the other pass by it and C's and what is packed next
-// need their share. An A that is not much larger than a block is one: its columns need not be packed for several.
+// Of the two operands' blocks one stays in the L2 cache, packed, while small blocks of the other pass by it. C's block and what is packed
+// next need their share. An A that is not much larger than a block is one: its columns need not be packed for several.
 constexpr int64_t kBlock = 256, kSmallBlock = 64;
 constexpr int64_t kLargestBlock = 384, kBesideLargest = 128;
 constexpr int64_t kStripN = kMostTilePanels * kTilePanel;
