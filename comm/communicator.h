@@ -31,8 +31,8 @@ struct Group;
 struct CollectiveOptions {
   std::string_view name = {};  // for errors and traces, checked to be the same on all ranks; read during the call only
   Order order = Order::ring;
-  // The caller waits for it next, with nothing to do meanwhile: among ranks that share memory, if there are no more than cores, it runs
-  // the operation itself, and no other thread is woken. A hint: ranks may differ. Without wait() or done() the operation may stand still.
+  // The caller waits for it next, with nothing to do meanwhile: among ranks that share memory it runs the operation itself, and no other
+  // thread is woken. A hint: ranks may differ. Without wait() or done() the operation may stand still.
   bool at_once = false;
 };
 

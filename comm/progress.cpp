@@ -117,9 +117,7 @@ bool Progress::shares_memory(const Group& group) const {
 bool Progress::begin_here(Operation& operation) {
   if (outstanding_.load() != 0 || failed_ || transport_->is_halted() || operation.print.kind == CollectiveKind::probe) return false;
   if (!shares_memory(*operation.group)) return false;
-  // Where ranks take turns on the cores, prompt threads take better ones than main threads that yield.
-  const bool is_awaited = operation.at_once && operation.group->size() <= cores();
-  if (!is_awaited && !SharedOperation::is_short(*ready_.load(), operation.print, operation.group->size())) return false;
+  if (!operation.at_once && !SharedOperation::is_short(*ready_.load(), operation.print, operation.group->size())) return false;
   const std::lock_guard engine(engine_);
   {
     std::lock_guard lock(mutex_);
@@ -138,7 +136,7 @@ bool Progress::begin_here(Operation& operation) {
 }
 
 void Progress::help(const Work::State& work) {
-  constexpr int64_t kLongestNs = 300'000;
+  constexpr int64_t kLongestNs = 300'000;  // without a step forward
   constexpr int64_t kLateNs = 100'000;
   if (!has_begun_) return;
   std::unique_lock engine(engine_);
@@ -146,9 +144,10 @@ void Progress::help(const Work::State& work) {
   if (begun_->work.get() == &work) {
     // Most end without a look at the clock.
     int64_t begun = 0, yielded = 0;
-    const bool is_crowded = crowded_until_ns_ != 0 && steady_now_ns() < crowded_until_ns_;
-    // Ranks may be on one core though there are enough: then each of these polls keeps the other from coming.
-    const int spins = !is_crowded && begun_->group->size() > cores() ? 0 : 100;
+    // More ranks than cores take turns: each poll keeps another from coming, and a yield that comes back late has let another do its part.
+    const bool takes_turns = begun_->group->size() > cores();
+    const bool is_crowded = !takes_turns && crowded_until_ns_ != 0 && steady_now_ns() < crowded_until_ns_;
+    const int spins = takes_turns ? 0 : 100;
     try {
       for (int polls = 0; !failed_ && !transport_->is_halted();) {
         const SharedOperation::Outcome outcome = begun_->shared->advance();
@@ -162,16 +161,17 @@ void Progress::help(const Work::State& work) {
           has_begun_ = false;  // from here the thread may run what comes next, which the trace must show as later
           return;
         }
-        if (outcome == SharedOperation::Outcome::blocked && polls++ < spins) continue;
-        if (yielded == 0) begun = yielded = steady_now_ns();
-        if (is_crowded || yielded < crowded_until_ns_ || yielded - begun > kLongestNs) break;
-        if (outcome == SharedOperation::Outcome::moved) {
+        const bool has_moved = outcome == SharedOperation::Outcome::moved;
+        if (!has_moved && polls++ < spins) continue;
+        if (has_moved || begun == 0) begun = yielded = steady_now_ns();
+        if (is_crowded || (!takes_turns && yielded < crowded_until_ns_) || yielded - begun > kLongestNs) break;
+        if (has_moved) {
           polls = 0;
           continue;
         }
         sched_yield();
         const int64_t before = std::exchange(yielded, steady_now_ns());
-        if (yielded - before > kLateNs) was_late(yielded);
+        if (!takes_turns && yielded - before > kLateNs) was_late(yielded);
       }
     } catch (const SharedOperation::Disagreement&) {  // the thread says so
     }

@@ -47,8 +47,8 @@ prepare_environment() {
   export CTEST_OUTPUT_ON_FAILURE=1
 }
 
-# build PRESET: configures and builds it.
-build() { cmake --preset "$1" -DRZ_BUILD_TESTS=ON -DRZ_BATCH_TESTS=ON && cmake --build --preset "$1"; }
+# build PRESET: configures and builds it, files in batches.
+build() { cmake --preset "$1" -DRZ_BUILD_TESTS=ON -DCMAKE_UNITY_BUILD=ON && cmake --build --preset "$1"; }
 
 # ctest_of PRESET ARGUMENT...: no tests at all is a failure, too.
 ctest_of() {
