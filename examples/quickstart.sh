@@ -12,7 +12,7 @@ say "installing missing packages"
 bash tools/install_dependencies.sh
 
 say "building (release)"
-cmake --preset release -DCMAKE_UNITY_BUILD=ON  # files in batches: half the time for a first build
+cmake --preset release -DCMAKE_UNITY_BUILD=ON  # files in batches: little more than half the time for a first build
 cmake --build --preset release --target ringzero
 ringzero=$PWD/build/release/bin/ringzero
 

@@ -88,7 +88,7 @@ void micro_kernel(int64_t k, const C* __restrict a, [[maybe_unused]] int64_t a_s
   using V = typename Vector<C>::type;
   using M = typename Vector<C>::memory;
   constexpr int lanes = kLanes<C>;
-  // How many steps ahead B is fetched, 0 = not: where two vectors are one cache line, the hardware's prefetchers keep up, and the
+  // How many steps ahead B is fetched, 0 = not: where two vectors are at most one cache line, the hardware's prefetchers keep up, and the
   // instructions cost 5 % (ADR 1).
   constexpr int64_t kAhead = kVectorBytes == 64 ? 16 : 0;
   // A pointer to every third row, so that few registers and the addressing modes of most machines reach all.
