@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstring>
 #include <span>
 
 #include "comm/types.h"
@@ -24,5 +25,10 @@ void combine_in_order(DType dtype, ReduceOp op, void* out, std::span<const std::
 // and the mean of the message path's algorithms (comm/ring.h). Outputs may be inputs. At least two inputs.
 void combine_all(DType dtype, ReduceOp op, Order order, std::span<std::byte* const> outputs, std::span<const std::byte* const> inputs,
                  size_t count);
+
+// What a rank keeps for itself: nothing to copy where it lies in place already.
+inline void copy_unless_same(std::byte* to, const std::byte* from, size_t bytes) {
+  if (to != from && bytes > 0) std::memcpy(to, from, bytes);
+}
 
 }  // namespace rz::comm

@@ -143,10 +143,6 @@ class RingPass {
   std::deque<Posted> receives_;  // after sends_: see Posted
 };
 
-void copy_unless_same(std::byte* to, const std::byte* from, size_t bytes) {
-  if (to != from && bytes > 0) std::memcpy(to, from, bytes);
-}
-
 // Every chunk goes straight to its owner, which adds the N pieces of a segment in rank order.
 void ordered_reduce_scatter(Wire& wire, const Scratch& scratch, std::byte* full, std::byte* own, size_t count, const Reduction& r) {
   const int n = wire.size();

@@ -17,10 +17,6 @@ namespace {
 // Between two looks at control messages.
 constexpr size_t kPieceBytes = 512 * 1024;
 
-void copy_unless_same(std::byte* to, const std::byte* from, size_t bytes) {
-  if (to != from && bytes > 0) std::memcpy(to, from, bytes);
-}
-
 // How many of the `most` elements from `begin` on a chunk of this length has.
 size_t inside(size_t length, size_t begin, size_t most) { return length <= begin ? 0 : std::min(most, length - begin); }
 

@@ -52,7 +52,7 @@ struct CollectivesFlags {
 };
 
 // Flags, understood.
-struct Plan {
+struct MeasurementPlan {
   std::vector<CollectiveKind> kinds;
   std::vector<size_t> sizes;
   DType dtype = DType::f32;
@@ -96,8 +96,8 @@ size_t parse_size(const std::string& text, const char* flag) {
   return static_cast<size_t>(value) << shift;
 }
 
-Plan make_plan(const CollectivesFlags& f) {
-  Plan plan;
+MeasurementPlan plan_measurement(const CollectivesFlags& f) {
+  MeasurementPlan plan;
   if (f.op == "all") {
     plan.kinds = {CollectiveKind::all_reduce, CollectiveKind::reduce_scatter, CollectiveKind::all_gather, CollectiveKind::broadcast};
   } else {
@@ -142,7 +142,7 @@ double bus_factor(CollectiveKind kind, int ranks) {
 
 class Measurement {
  public:
-  Measurement(const Plan& plan, Communicator& comm) : plan_(plan), comm_(comm), n_(comm.size()) {
+  Measurement(const MeasurementPlan& plan, Communicator& comm) : plan_(plan), comm_(comm), n_(comm.size()) {
     const size_t most = std::max(*std::max_element(plan.sizes.begin(), plan.sizes.end()), size_bytes(plan.dtype));
     buffer_ = Storage::make(most, Category::communication, "collectives benchmark");
     std::fill_n(buffer_->data(), most, std::byte{0});
@@ -222,18 +222,18 @@ class Measurement {
     }));
   }
 
-  const Plan& plan_;
+  const MeasurementPlan& plan_;
   Communicator& comm_;
   int n_;
   std::shared_ptr<Storage> buffer_;
 };
 
-std::string op_column(const Plan& plan, CollectiveKind kind) {
+std::string op_column(const MeasurementPlan& plan, CollectiveKind kind) {
   const bool reduces = kind == CollectiveKind::all_reduce || kind == CollectiveKind::reduce_scatter;
   return reduces ? name(plan.reduce) : "none";
 }
 
-void print_heading(const Plan& plan, CollectiveKind kind, int ranks, const char* transport) {
+void print_heading(const MeasurementPlan& plan, CollectiveKind kind, int ranks, const char* transport) {
   fmt::print("# {}, {} rank{} over {}, order {}, {} iterations\n", name(kind), ranks, ranks == 1 ? "" : "s", transport, name(plan.order),
              plan.iterations);
   fmt::print("#{:>11} {:>13} {:>6} {:>6} {:>11} {:>9} {:>9} {:>9}\n", "size", "count", "type", "op", "time", "algbw", "busbw", "error");
@@ -242,7 +242,7 @@ void print_heading(const Plan& plan, CollectiveKind kind, int ranks, const char*
 
 double algorithm_bandwidth(const Row& row) { return static_cast<double>(row.bytes) / row.seconds * 1e-9; }
 
-void print_row(const Plan& plan, const Row& row, int ranks) {
+void print_row(const MeasurementPlan& plan, const Row& row, int ranks) {
   const double algbw = algorithm_bandwidth(row);
   fmt::print("{:>12} {:>13} {:>6} {:>6} {:>11.2f} {:>9.3f} {:>9.3f} {:>9}\n", row.bytes, row.count, name(plan.dtype),
              op_column(plan, row.kind), row.seconds * 1e6, algbw, algbw * bus_factor(row.kind, ranks),
@@ -250,7 +250,7 @@ void print_row(const Plan& plan, const Row& row, int ranks) {
   std::fflush(stdout);
 }
 
-nlohmann::json to_json(const Plan& plan, const std::vector<Row>& rows, int ranks, const char* transport) {
+nlohmann::json to_json(const MeasurementPlan& plan, const std::vector<Row>& rows, int ranks, const char* transport) {
   nlohmann::json results = nlohmann::json::array();
   for (const Row& row : rows) {
     const double algbw = algorithm_bandwidth(row);
@@ -268,7 +268,7 @@ nlohmann::json to_json(const Plan& plan, const std::vector<Row>& rows, int ranks
 }
 
 // Every rank; true if all results were right.
-bool measure(const Plan& plan, Communicator& comm, std::string transport) {
+bool measure(const MeasurementPlan& plan, Communicator& comm, std::string transport) {
   comm.barrier({.name = "start"}).wait();
   if (comm.shares_memory()) transport += ", shared memory";
   Measurement measurement(plan, comm);
@@ -286,7 +286,7 @@ bool measure(const Plan& plan, Communicator& comm, std::string transport) {
 }
 
 int run_collectives(const CollectivesFlags& flags) {
-  const Plan plan = make_plan(flags);
+  const MeasurementPlan plan = plan_measurement(flags);
   comm::LaunchOptions options;
   options.transport = comm::parse_transport(flags.transport);
   options.intra_node = comm::parse_intra_node(flags.intra_node);

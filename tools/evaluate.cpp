@@ -23,7 +23,7 @@ namespace {
 
 namespace diffusion = models::diffusion;
 
-constexpr int64_t kImagesAtOnce = 100;
+constexpr int64_t kImagesJudgedAtOnce = 100;
 constexpr int64_t kNeighbour = 3;
 constexpr double kAnchorNoise = 0.3;
 constexpr int64_t kStraightnessSamples = 200, kStraightnessSteps = 20;
@@ -58,8 +58,8 @@ Judgement judge_images(const Judge& judge, int64_t count, const ImagesOf& images
   const autograd::NoGrad no_grad;
   const std::string all = gather_parts(comm, count, [&](int64_t begin, int64_t end) {
     std::string own;
-    for (int64_t at = begin; at < end; at += kImagesAtOnce) {
-      const auto out = judge.model->forward(images_of(at, std::min(end, at + kImagesAtOnce)));
+    for (int64_t at = begin; at < end; at += kImagesJudgedAtOnce) {
+      const auto out = judge.model->forward(images_of(at, std::min(end, at + kImagesJudgedAtOnce)));
       const auto f = out.features.to_vector<float>(), l = out.logits.to_vector<float>();
       for (int64_t b = 0; b < out.features.size(0); ++b) {
         own.append(reinterpret_cast<const char*>(f.data() + b * features), static_cast<size_t>(features) * sizeof(float));

@@ -7,7 +7,7 @@ namespace {
 
 // In a validation forward: large enough to be fast, small enough for any machine.
 constexpr int64_t kTokensAtOnce = 4096;
-constexpr int64_t kImagesAtOnce = 64;
+constexpr int64_t kImagesValidatedAtOnce = 64;
 
 }  // namespace
 
@@ -24,7 +24,7 @@ std::unique_ptr<Task> make_task(const ringzero::Job& job) {
 }
 
 int64_t samples_at_once(const ringzero::Job& job) {
-  return job.has_transformer() ? std::max<int64_t>(1, kTokensAtOnce / std::max<int64_t>(1, job.transformer().context())) : kImagesAtOnce;
+  return job.has_transformer() ? std::max<int64_t>(1, kTokensAtOnce / std::max<int64_t>(1, job.transformer().context())) : kImagesValidatedAtOnce;
 }
 
 }  // namespace rz::tools

@@ -15,8 +15,8 @@ namespace {
 
 using namespace models::diffusion;
 
-constexpr int64_t kBatch = 4, kChannels = 3, kHeight = 8, kWidth = 8;
-constexpr int64_t kElements = kBatch * kChannels * kHeight * kWidth;
+constexpr int64_t kBatch = 4, kChannels = 3, kRows = 8, kColumns = 8;
+constexpr int64_t kElements = kBatch * kChannels * kRows * kColumns;
 
 // 0, 1/768, .. over [3, 8, 8, 4], read as [4, 3, 8, 8]; `reversed`: their deterministic noise.
 Tensor counting(bool reversed) {
@@ -27,7 +27,7 @@ Tensor counting(bool reversed) {
       values[static_cast<size_t>(b * (kElements / kBatch) + i)] =
           static_cast<double>(reversed ? kElements - 1 - count : count) / static_cast<double>(kElements);
     }
-  return Tensor::of<double>({kBatch, kChannels, kHeight, kWidth}, values, "replayed sample");
+  return Tensor::of<double>({kBatch, kChannels, kRows, kColumns}, values, "replayed sample");
 }
 
 // torch.randn on a CPU for at least 16 float32 numbers: 24-bit uniforms from a Mersenne twister, then Box-Muller over pairs that
@@ -57,7 +57,7 @@ struct ReplayWorld {
   const Denoiser& denoiser;
   TorchNormal normal{0};
 
-  Prediction<Tensor> predict(const Tensor& x, double t) const { return denoiser.predict(x, t, {}); }
+  models::diffusion::Prediction<Tensor> predict(const Tensor& x, double t) const { return denoiser.predict(x, t, {}); }
   Tensor noise(const Tensor& like, uint64_t) { return normal.draw(like.shape()); }
   Tensor settle(Tensor x) const { return x; }
 };
