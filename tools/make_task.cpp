@@ -24,7 +24,8 @@ std::unique_ptr<Task> make_task(const ringzero::Job& job) {
 }
 
 int64_t samples_at_once(const ringzero::Job& job) {
-  return job.has_transformer() ? std::max<int64_t>(1, kTokensAtOnce / std::max<int64_t>(1, job.transformer().context())) : kImagesValidatedAtOnce;
+  return job.has_transformer() ? std::max<int64_t>(1, kTokensAtOnce / std::max<int64_t>(1, job.transformer().context()))
+                               : kImagesValidatedAtOnce;
 }
 
 }  // namespace rz::tools
