@@ -1,8 +1,20 @@
-# Compiler flags, the CPU level, sanitizers, ccache, and rz_library(): one layer = one static library.
+# Compiler flags, the CPU level, sanitizers, ccache, the size of batches, and rz_library(): one layer = one static library.
 
 find_program(CCACHE_PROGRAM ccache)
 if(CCACHE_PROGRAM)
   set(CMAKE_CXX_COMPILER_LAUNCHER ${CCACHE_PROGRAM})
+endif()
+
+# Where CMAKE_UNITY_BUILD compiles files in batches, headers and their templates are compiled once a batch: few cores want large batches, many
+# cores want enough of them for all.
+if(NOT DEFINED CMAKE_UNITY_BUILD_BATCH_SIZE)
+  cmake_host_system_information(RESULT RZ_CORES QUERY NUMBER_OF_LOGICAL_CORES)
+  math(EXPR CMAKE_UNITY_BUILD_BATCH_SIZE "80 / ${RZ_CORES}")
+  if(CMAKE_UNITY_BUILD_BATCH_SIZE GREATER 40)
+    set(CMAKE_UNITY_BUILD_BATCH_SIZE 40)
+  elseif(CMAKE_UNITY_BUILD_BATCH_SIZE LESS 8)
+    set(CMAKE_UNITY_BUILD_BATCH_SIZE 8)
+  endif()
 endif()
 
 # The x86-64 level decides the vector width of the kernels. `auto` asks the CPU that configures the build;

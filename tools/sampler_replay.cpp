@@ -57,6 +57,7 @@ struct ReplayWorld {
   const Denoiser& denoiser;
   TorchNormal normal{0};
 
+  // Qualified: tools::Prediction is what the simulator foretells of a run.
   models::diffusion::Prediction<Tensor> predict(const Tensor& x, double t) const { return denoiser.predict(x, t, {}); }
   Tensor noise(const Tensor& like, uint64_t) { return normal.draw(like.shape()); }
   Tensor settle(Tensor x) const { return x; }
