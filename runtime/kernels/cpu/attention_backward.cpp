@@ -108,7 +108,7 @@ class BackwardWorker {
     C* ds = ds_ + r * kKeyTile;
     const C delta = delta_[r];
     const C origin = count == 0 ? C(0) : lse;
-    const int64_t stop = std::min(kKeyTile, round_up(count + kMicroRows, kLanes<C>));
+    const int64_t stop = std::min(kKeyTile, round_up(count + kBlockRows, kLanes<C>));
     fill_tail(p, count, stop, -std::numeric_limits<C>::infinity());
     fill_tail(ds, count, stop, C(0));
     for (int64_t i = 0; i < stop; i += kLanes<C>) {

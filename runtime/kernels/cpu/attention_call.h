@@ -8,7 +8,7 @@
 
 namespace rz::cpu {
 
-inline constexpr int64_t kQueryTile = 48;  // a multiple of kMicroRows
+inline constexpr int64_t kQueryTile = 48;  // a multiple of kBlockRows
 inline constexpr int64_t kKeyTile = 128;   // a multiple of every panel width
 
 struct AttentionSizes {

@@ -96,7 +96,7 @@ class ForwardWorker {
   void fold_scores(int64_t r, int64_t count) {
     constexpr C kLowest = -std::numeric_limits<C>::infinity();
     C* row = scores_ + r * kKeyTile;
-    const int64_t stop = std::min(kKeyTile, round_up(count + kMicroRows, kLanes<C>));
+    const int64_t stop = std::min(kKeyTile, round_up(count + kBlockRows, kLanes<C>));
     fill_tail(row, count, stop, kLowest);
     Lanes<C> most = Lanes<C>{} + kLowest;
     for (int64_t i = 0; i < stop; i += kLanes<C>) {

@@ -1,7 +1,7 @@
 // Small matrix products on tiles that stay in cache, and the transposition that prepares them: the arithmetic of attention.
 //
 // Vocabulary. A *panel* is a strip of kPanel<C> columns of the right-hand matrix, stored row after row; the micro-kernel keeps a
-// kMicroRows x panel block of the result in registers. Columns are padded to whole vectors, panels to whole panels.
+// kBlockRows x panel block of the result in registers. Columns are padded to whole vectors, panels to whole panels.
 // The sum of every element runs over k in blocks of ascending k: results do not depend on how rows are cut.
 #pragma once
 
@@ -10,7 +10,7 @@
 #include <cstring>
 #include <utility>
 
-#include "runtime/kernels/cpu/lanes.h"
+#include "runtime/kernels/cpu/gemm_micro.h"
 #include "runtime/kernels/cpu/rounding.h"
 
 namespace rz::cpu {
@@ -24,46 +24,28 @@ inline constexpr int kPanelVectors = 4;
 #else
 inline constexpr int kPanelVectors = 2;
 #endif
-inline constexpr int kMicroRows = 6;
-
-template <class C>
-struct VectorOf {
-  typedef C type __attribute__((vector_size(kVectorBytes), aligned(alignof(C)), may_alias));
-};
-template <class C>
-using Vector = typename VectorOf<C>::type;
+inline constexpr int64_t kBlockRows = 6;
 template <class C>
 inline constexpr int64_t kPanel = kLanes<C> * kPanelVectors;
 
 // c[kRows][kVectors vectors] = or += sum over k in [0, depth) of a(row, k) * b[k][..]. a(row, k) is a[row * lda + k], or
-// a[k * lda + row] when kTransposed.
+// a[k * lda + row] when kTransposed. Not inlined: each of a caller's would share its registers.
 template <class C, int kRows, int kVectors, bool kTransposed>
-inline void micro_product(int64_t depth, const C* a, int64_t lda, const C* b, int64_t ldb, C* c, int64_t ldc, bool accumulate) {
-  using V = Vector<C>;
-  // Fully unrolled, so that the sums are registers from the first zero to the last store.
-  V sum[kRows][kVectors];
-#pragma GCC unroll 8
-  for (int i = 0; i < kRows; ++i)
-#pragma GCC unroll 8
-    for (int j = 0; j < kVectors; ++j) sum[i][j] = V{};
+[[gnu::noinline]] void micro_product(int64_t depth, const C* a, int64_t lda, const C* b, int64_t ldb, C* c, int64_t ldc, bool accumulate) {
+  RowPointers<C, kRows, kTransposed> left(a, lda);
+  Lanes<C> sum[kRows][kVectors] = {};
+#pragma GCC unroll 2
   for (int64_t k = 0; k < depth; ++k) {
-    V right[kVectors];
-#pragma GCC unroll 8
-    for (int j = 0; j < kVectors; ++j) right[j] = *reinterpret_cast<const V*>(b + k * ldb + j * kLanes<C>);
-#pragma GCC unroll 8
-    for (int i = 0; i < kRows; ++i) {
-      // x - 0 is x: a plain broadcast, straight from memory.
-      const V left = (kTransposed ? a[k * lda + i] : a[i * lda + k]) - V{};
-#pragma GCC unroll 8
-      for (int j = 0; j < kVectors; ++j) sum[i][j] += left * right[j];
-    }
+    add_products(sum, b, left);
+    left.advance(kTransposed ? lda : 1);
+    b += ldb;
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i)
-#pragma GCC unroll 8
+#pragma GCC unroll 4
     for (int j = 0; j < kVectors; ++j) {
-      V* to = reinterpret_cast<V*>(c + i * ldc + j * kLanes<C>);
-      *to = accumulate ? *to + sum[i][j] : sum[i][j];
+      C* to = c + i * ldc + j * kLanes<C>;
+      store_lanes<C>(to, accumulate ? load_lanes(to) + sum[i][j] : sum[i][j]);
     }
 }
 
@@ -101,12 +83,12 @@ template <bool kTransposed, class C, class Range>
 void tile_product(int64_t rows, int64_t depth, const C* a, int64_t lda, TileMatrix<C> b, C* c, int64_t ldc, bool accumulate, Range range) {
   constexpr int64_t kDepthBlock = 128;  // rows of a panel that stay in the first-level cache while all row blocks pass
   int64_t widest = 0;
-  for (int64_t m = 0; m < rows; m += kMicroRows) widest = std::max(widest, range(m, std::min<int64_t>(kMicroRows, rows - m)).columns);
+  for (int64_t m = 0; m < rows; m += kBlockRows) widest = std::max(widest, range(m, std::min<int64_t>(kBlockRows, rows - m)).columns);
   for (int64_t k = 0; k < depth; k += kDepthBlock) {
     for (int64_t n = 0; n < widest; n += kPanel<C>) {
       const C* panel = b.data + n / kPanel<C> * b.panel_step;
-      for (int64_t m = 0; m < rows; m += kMicroRows) {
-        const int64_t count = std::min<int64_t>(kMicroRows, rows - m);
+      for (int64_t m = 0; m < rows; m += kBlockRows) {
+        const int64_t count = std::min<int64_t>(kBlockRows, rows - m);
         const TileRange part = range(m, count);
         const int64_t begin = std::max(k, part.depth_begin);
         const int64_t end = std::min(k + kDepthBlock, part.depth_end);
@@ -114,39 +96,12 @@ void tile_product(int64_t rows, int64_t depth, const C* a, int64_t lda, TileMatr
         if (begin >= end || columns <= 0) continue;
         const int vectors = static_cast<int>((columns + kLanes<C> - 1) / kLanes<C>);
         const C* left = kTransposed ? a + begin * lda + m : a + m * lda + begin;
-        micro_dispatch<C, kTransposed, kMicroRows, kPanelVectors>(static_cast<int>(count), vectors, end - begin, left, lda,
+        micro_dispatch<C, kTransposed, kBlockRows, kPanelVectors>(static_cast<int>(count), vectors, end - begin, left, lda,
                                                                   panel + begin * b.row_step, b.row_step, c + m * ldc + n, ldc,
                                                                   accumulate || begin > part.depth_begin);
       }
     }
   }
-}
-
-// One stage of a transposition: exchanges the off-diagonal kHalf x kHalf blocks of every 2 kHalf x 2 kHalf block.
-template <class C, int kHalf, size_t... kLane>
-[[gnu::always_inline]] inline void transpose_stage(Vector<C>* rows, std::index_sequence<kLane...>) {
-  using Index = std::conditional_t<sizeof(C) == 4, int32_t, int64_t>;
-  typedef Index Mask __attribute__((vector_size(kVectorBytes)));
-  constexpr Index kCount = static_cast<Index>(kLanes<C>);
-  const Mask upper = {((kLane & kHalf) == 0 ? static_cast<Index>(kLane) : static_cast<Index>(kLane) - kHalf + kCount)...};
-  const Mask lower = {((kLane & kHalf) == 0 ? static_cast<Index>(kLane) + kHalf : static_cast<Index>(kLane) + kCount)...};
-  for (int64_t i = 0; i < kLanes<C>; ++i) {
-    if ((i & kHalf) != 0) continue;
-    const Vector<C> a = rows[i];
-    const Vector<C> b = rows[i + kHalf];
-    rows[i] = __builtin_shuffle(a, b, upper);
-    rows[i + kHalf] = __builtin_shuffle(a, b, lower);
-  }
-  if constexpr (kHalf > 1) transpose_stage<C, kHalf / 2>(rows, std::index_sequence<kLane...>{});
-}
-
-// to[c][r] = from[r][c] for a square of kLanes<C>.
-template <class C>
-inline void transpose_square(const C* from, int64_t from_step, C* to, int64_t to_step) {
-  Vector<C> rows[kLanes<C>];
-  for (int64_t r = 0; r < kLanes<C>; ++r) rows[r] = *reinterpret_cast<const Vector<C>*>(from + r * from_step);
-  transpose_stage<C, static_cast<int>(kLanes<C> / 2)>(rows, std::make_index_sequence<static_cast<size_t>(kLanes<C>)>{});
-  for (int64_t r = 0; r < kLanes<C>; ++r) *reinterpret_cast<Vector<C>*>(to + r * to_step) = rows[r];
 }
 
 }  // namespace rz::cpu

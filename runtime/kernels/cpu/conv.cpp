@@ -51,13 +51,13 @@ void transpose_line(const T* from, int64_t from_step, int64_t count, int64_t cha
       // The last block of a long line overlaps the one before rather than the next channel.
       const int64_t i = count >= lanes ? std::min(start, count - lanes) : 0;
       const int64_t rows = std::min(lanes, count);
-      typename Vector<C>::type square[lanes] = {};
+      Lanes<C> square[lanes] = {};
 #pragma GCC unroll 16
       for (int64_t r = 0; r < lanes; ++r)
-        if (r < rows) square[r] = load_vector<T, C>(from + (i + r) * from_step + c);
+        if (r < rows) square[r] = load_lanes(from + (i + r) * from_step + c);
       transpose<C>(square);
 #pragma GCC unroll 16
-      for (int64_t q = 0; q < lanes; ++q) *reinterpret_cast<typename Vector<C>::memory*>(to + (c + q) * to_step + i) = square[q];
+      for (int64_t q = 0; q < lanes; ++q) store_lanes<C>(to + (c + q) * to_step + i, square[q]);
     }
   }
 }

@@ -18,29 +18,16 @@ inline constexpr int kConvRows = 14;
 inline constexpr int kConvRows = kMicroRows;
 #endif
 
-// tile[i] += a[i * a_step] * b: one step of the sum that a tile is.
-template <class C, int Rows, int Vectors>
-[[gnu::always_inline]] inline void add_product(typename Vector<C>::type (&tile)[Rows][Vectors], const C* a, int64_t a_step, const C* b) {
-  typename Vector<C>::type right[Vectors];
-#pragma GCC unroll 4
-  for (int j = 0; j < Vectors; ++j) right[j] = *reinterpret_cast<const typename Vector<C>::memory*>(b + j * kLanes<C>);
-#pragma GCC unroll 16
-  for (int i = 0; i < Rows; ++i) {
-#pragma GCC unroll 4
-    for (int j = 0; j < Vectors; ++j) tile[i][j] += a[i * a_step] * right[j];
-  }
-}
-
 // Rows neighbouring pixels x Vectors of output channels: tile[i] = sum over p < k of image[offset[p] + i] * panel[p]. `panel` is
 // k x kMicroColumns.
 template <class C, int Rows, int Vectors>
 void pixel_kernel(int64_t k, const C* __restrict image, const int32_t* __restrict offset, const C* __restrict panel, C* __restrict c,
                   int64_t c_stride, int columns, const Epilogue<C>& e) {
-  typename Vector<C>::type tile[Rows][Vectors] = {};
+  Lanes<C> tile[Rows][Vectors] = {};
 #pragma GCC unroll 2
   for (int64_t p = 0; p < k; ++p) {
     const C* a = image + offset[p];
-    add_product<C>(tile, a, 1, panel);
+    add_products(tile, panel, [a](int i) { return a[i]; });
     panel += kMicroColumns<C>;
   }
   store_tile<C, Rows, Vectors>(tile, c, c_stride, columns, e);
@@ -61,13 +48,13 @@ struct PixelLines {
 // Rows channels of the gradient x Vectors of the image's channels: tile[i] = sum over all pixels of grad[i] * image.
 template <class C, int Rows, int Vectors>
 void weight_kernel(const PixelLines<C>& lines, C* __restrict c, int64_t c_stride, int columns, const Epilogue<C>& e) {
-  typename Vector<C>::type tile[Rows][Vectors] = {};
+  Lanes<C> tile[Rows][Vectors] = {};
   const C* a = lines.grad;
   for (int64_t l = 0; l < lines.lines; ++l) {
     const C* b = lines.image + lines.line_offset[l];
 #pragma GCC unroll 2
     for (int64_t p = 0; p < lines.pixels; ++p) {
-      add_product<C>(tile, a, 1, b);
+      add_products(tile, b, [a](int i) { return a[i]; });
       a += lines.grad_step;
       b += lines.image_step;
     }
@@ -79,15 +66,13 @@ void weight_kernel(const PixelLines<C>& lines, C* __restrict c, int64_t c_stride
 // [k / lanes][kConvRows][lanes], `panel` k x kMicroColumns.
 template <class C, int Rows, int Vectors>
 void tile_kernel(int64_t k, const C* __restrict a, const C* __restrict panel, C* __restrict c, int64_t c_stride) {
-  using V = typename Vector<C>::type;
-  using M = typename Vector<C>::memory;
-  constexpr int lanes = kLanes<C>;
-  V tile[Rows][Vectors] = {};
+  constexpr int64_t lanes = kLanes<C>;
+  Lanes<C> tile[Rows][Vectors] = {};
   for (int64_t block = 0; block < k; block += lanes) {
     const int64_t channels = k - block < lanes ? k - block : lanes;
 #pragma GCC unroll 2
     for (int64_t p = 0; p < channels; ++p) {
-      add_product<C>(tile, a + p, lanes, panel);
+      add_products(tile, panel, [from = a + p](int i) { return from[i * lanes]; });
       panel += kMicroColumns<C>;
     }
     a += kConvRows * lanes;
@@ -95,7 +80,7 @@ void tile_kernel(int64_t k, const C* __restrict a, const C* __restrict panel, C*
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i) {
 #pragma GCC unroll 4
-    for (int j = 0; j < Vectors; ++j) *reinterpret_cast<M*>(c + i * c_stride + j * lanes) = tile[i][j];
+    for (int j = 0; j < Vectors; ++j) store_lanes<C>(c + i * c_stride + j * lanes, tile[i][j]);
   }
 }
 

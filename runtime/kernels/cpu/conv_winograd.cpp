@@ -37,25 +37,22 @@ constexpr int64_t kTilesPerSum = 64;                // of the weight gradient: i
 constexpr int64_t kSumRows = 128;                   // most channels of the gradient and
 constexpr int64_t kSumColumns = 64;                 // of the image whose sums are kept in the cache
 
-template <class C>
-using V = typename Vector<C>::type;
-
 // A vector of channels, or the first `count` of one: zeros stand for the others.
 template <bool kWhole, class T, class C>
-[[gnu::always_inline]] inline V<C> load_channels(const T* from, int64_t count) {
-  if constexpr (kWhole) return load_vector<T, C>(from);
+[[gnu::always_inline]] inline Lanes<C> load_channels(const T* from, int64_t count) {
+  if constexpr (kWhole) return load_lanes(from);
   C wide[kLanes<C>] = {};
   load_run(from, 1, wide, count);
-  return load_vector<C, C>(wide);
+  return load_lanes(wide);
 }
 
 template <bool kWhole, class T, class C>
-[[gnu::always_inline]] inline void store_channels(V<C> value, T* to, int64_t count, bool accumulate) {
+[[gnu::always_inline]] inline void store_channels(Lanes<C> value, T* to, int64_t count, bool accumulate) {
   if constexpr (kWhole && std::is_same_v<T, C>) {
-    store_vector(accumulate ? load_vector<C, C>(to) + value : value, to);
+    store_lanes(to, accumulate ? load_lanes(to) + value : value);
   } else {
     C wide[kLanes<C>];
-    store_vector(value, wide);
+    store_lanes(wide, value);
     store_run(wide, to, 1, kWhole ? kLanes<C> : count, accumulate);
   }
 }
@@ -92,8 +89,8 @@ struct TiledImages {
 
 // V = B^T d B of one vector of channels, from `c` on.
 template <bool kWhole, class T, class C>
-[[gnu::always_inline]] inline void transform_vector(const T* const (&pixel)[16], int64_t c, int64_t count, V<C> (&v)[16]) {
-  V<C> d[16], t[16];
+[[gnu::always_inline]] inline void transform_vector(const T* const (&pixel)[16], int64_t c, int64_t count, Lanes<C> (&v)[16]) {
+  Lanes<C> d[16], t[16];
 #pragma GCC unroll 16
   for (int e = 0; e < 16; ++e) d[e] = load_channels<kWhole, T, C>(pixel[e] + c, count);
 #pragma GCC unroll 4
@@ -114,8 +111,8 @@ template <bool kWhole, class T, class C>
 
 // A dY A^T of one vector of channels, from `c` on.
 template <bool kWhole, class T, class C>
-[[gnu::always_inline]] inline void transform_vector(const T* const (&pixel)[4], int64_t c, int64_t count, V<C> (&v)[16]) {
-  V<C> d[4], t[8];
+[[gnu::always_inline]] inline void transform_vector(const T* const (&pixel)[4], int64_t c, int64_t count, Lanes<C> (&v)[16]) {
+  Lanes<C> d[4], t[8];
 #pragma GCC unroll 4
   for (int e = 0; e < 4; ++e) d[e] = load_channels<kWhole, T, C>(pixel[e] + c, count);
 #pragma GCC unroll 2
@@ -140,23 +137,23 @@ template <class T, class C, size_t kPixels>
 void transform_tile(const T* const (&pixel)[kPixels], int64_t first, int64_t channels, C* to, int64_t element_step, int64_t vector_step) {
   each_vector<C>(
       channels, [&](auto whole, int64_t c, int64_t count) __attribute__((always_inline)) {
-        V<C> v[16];
+        Lanes<C> v[16];
         transform_vector<decltype(whole)::value, T, C>(pixel, first + c, count, v);
         C* at = to;
 #pragma GCC unroll 16
-        for (int e = 0; e < 16; ++e, at += element_step) store_vector(v[e], at);
+        for (int e = 0; e < 16; ++e, at += element_step) store_lanes(at, v[e]);
         to += vector_step;
       });
 }
 
 // Y = A^T M A; m[e] lies `step` behind m[e - 1].
 template <class C>
-[[gnu::always_inline]] inline void transform_result(const C* m, int64_t step, V<C> (&y)[4]) {
-  V<C> t[8];
+[[gnu::always_inline]] inline void transform_result(const C* m, int64_t step, Lanes<C> (&y)[4]) {
+  Lanes<C> t[8];
 #pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) {
-    const V<C> m0 = load_vector<C, C>(m + j * step), m1 = load_vector<C, C>(m + (4 + j) * step);
-    const V<C> m2 = load_vector<C, C>(m + (8 + j) * step), m3 = load_vector<C, C>(m + (12 + j) * step);
+    const Lanes<C> m0 = load_lanes(m + j * step), m1 = load_lanes(m + (4 + j) * step);
+    const Lanes<C> m2 = load_lanes(m + (8 + j) * step), m3 = load_lanes(m + (12 + j) * step);
     t[j] = m0 + m1 + m2;
     t[4 + j] = m1 - m2 - m3;
   }
@@ -169,12 +166,12 @@ template <class C>
 
 // U = G g G^T.
 template <class C>
-[[gnu::always_inline]] inline void transform_weights(const V<C> (&g)[9], V<C> (&u)[16]) {
+[[gnu::always_inline]] inline void transform_weights(const Lanes<C> (&g)[9], Lanes<C> (&u)[16]) {
   const C half = C(0.5);
-  V<C> t[12];
+  Lanes<C> t[12];
 #pragma GCC unroll 3
   for (int j = 0; j < 3; ++j) {
-    const V<C> outer = g[j] + g[6 + j];
+    const Lanes<C> outer = g[j] + g[6 + j];
     t[j] = g[j];
     t[3 + j] = half * (outer + g[3 + j]);
     t[6 + j] = half * (outer - g[3 + j]);
@@ -182,7 +179,7 @@ template <class C>
   }
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
-    const V<C> outer = t[3 * i] + t[3 * i + 2];
+    const Lanes<C> outer = t[3 * i] + t[3 * i + 2];
     u[4 * i] = t[3 * i];
     u[4 * i + 1] = half * (outer + t[3 * i + 1]);
     u[4 * i + 2] = half * (outer - t[3 * i + 1]);
@@ -192,21 +189,21 @@ template <class C>
 
 // g = G^T M G; m[e] lies `step` behind m[e - 1].
 template <class C>
-[[gnu::always_inline]] inline void transform_sums(const C* m, int64_t step, V<C> (&g)[9]) {
+[[gnu::always_inline]] inline void transform_sums(const C* m, int64_t step, Lanes<C> (&g)[9]) {
   const C half = C(0.5);
-  V<C> t[12];
+  Lanes<C> t[12];
 #pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) {
-    const V<C> m0 = load_vector<C, C>(m + j * step), m1 = load_vector<C, C>(m + (4 + j) * step);
-    const V<C> m2 = load_vector<C, C>(m + (8 + j) * step), m3 = load_vector<C, C>(m + (12 + j) * step);
-    const V<C> sum = half * (m1 + m2);
+    const Lanes<C> m0 = load_lanes(m + j * step), m1 = load_lanes(m + (4 + j) * step);
+    const Lanes<C> m2 = load_lanes(m + (8 + j) * step), m3 = load_lanes(m + (12 + j) * step);
+    const Lanes<C> sum = half * (m1 + m2);
     t[j] = m0 + sum;
     t[4 + j] = half * (m1 - m2);
     t[8 + j] = sum + m3;
   }
 #pragma GCC unroll 3
   for (int i = 0; i < 3; ++i) {
-    const V<C> sum = half * (t[4 * i + 1] + t[4 * i + 2]);
+    const Lanes<C> sum = half * (t[4 * i + 1] + t[4 * i + 2]);
     g[3 * i] = t[4 * i] + sum;
     g[3 * i + 1] = half * (t[4 * i + 1] - t[4 * i + 2]);
     g[3 * i + 2] = sum + t[4 * i + 3];
@@ -242,7 +239,7 @@ Tensor transformed_weights(const T* weight, int64_t channels, int64_t result_cha
       const int64_t panel = item / blocks, k = item % blocks * lanes, ks = std::min(lanes, channels - k);
       for (int64_t v = 0; v < kMicroVectors; ++v) {
         const int64_t o = panel * kColumns + v * lanes, os = std::clamp<int64_t>(result_channels - o, 0, lanes);
-        V<C> square[kTaps][lanes] = {};
+        Lanes<C> square[kTaps][lanes] = {};
         for (int64_t tap = 0; tap < kTaps; ++tap) {
           const T* from = weight + o * o_step + k * k_step + tap * tap_step;
           if (o_step == 1) {
@@ -257,13 +254,13 @@ Tensor transformed_weights(const T* weight, int64_t channels, int64_t result_cha
           }
         }
         for (int64_t p = 0; p < ks; ++p) {
-          V<C> g[kTaps], u[kElements];
+          Lanes<C> g[kTaps], u[kElements];
 #pragma GCC unroll 9
           for (int tap = 0; tap < kTaps; ++tap) g[tap] = square[tap][p];
           transform_weights<C>(g, u);
 #pragma GCC unroll 16
           for (int64_t e = 0; e < kElements; ++e)
-            store_vector(u[e], to + ((panel * kElements + e) * channels + k + p) * kColumns + v * lanes);
+            store_lanes(to + ((panel * kElements + e) * channels + k + p) * kColumns + v * lanes, u[e]);
         }
       }
     }
@@ -281,14 +278,14 @@ void write_tile(const Filter<T>& filter, int64_t tile, int64_t first, int64_t co
   const C* const added = filter.bias == nullptr ? nullptr : filter.bias + first;
   each_vector<C>(
       columns, [&](auto whole, int64_t c, int64_t count) __attribute__((always_inline)) {
-        V<C> y[4];
+        Lanes<C> y[4];
         transform_result<C>(products + c, kMicroColumns<C>, y);
-        const V<C> bias = added == nullptr ? V<C>{} : load_vector<C, C>(added + c);
+        const Lanes<C> bias = added == nullptr ? Lanes<C>{} : load_lanes(added + c);
 #pragma GCC unroll 4
         for (int p = 0; p < 4; ++p) {
           if (pixel[p] == nullptr) continue;
-          V<C> value = y[p] + bias;
-          if (rectified) value = value < C(0) ? V<C>{} : value;  // a NaN stays
+          Lanes<C> value = y[p] + bias;
+          if (rectified) value = value < C(0) ? Lanes<C>{} : value;  // a NaN stays
           store_channels<decltype(whole)::value, T, C>(value, pixel[p] + first + c, count, accumulate);
         }
       });
@@ -443,7 +440,7 @@ void run_weight_gradient(const TiledImages<const T>& grad, const TiledImages<con
         for (int64_t i = 0; i < rows; ++i)
           each_vector<C>(
               columns, [&](auto whole, int64_t at, int64_t count) __attribute__((always_inline)) {
-                V<C> g[kTaps];
+                Lanes<C> g[kTaps];
                 transform_sums<C>(sums + i * columns_most + at, rows_most * columns_most, g);
 #pragma GCC unroll 9
                 for (int64_t tap = 0; tap < kTaps; ++tap)

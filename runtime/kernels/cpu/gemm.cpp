@@ -4,9 +4,9 @@
 #include <array>
 #include <utility>
 
-#include "runtime/kernels/cpu/convert.h"
 #include "runtime/kernels/cpu/gemm_micro.h"
 #include "runtime/kernels/cpu/gemm_pack.h"
+#include "runtime/kernels/cpu/gemm_strip.h"
 #include "runtime/kernels/cpu/rounding.h"
 
 namespace rz::cpu {
@@ -93,7 +93,6 @@ size_t gemm_scratch_bytes(int64_t m, int64_t n, int64_t k) {
 template <class T>
 void gemm(const Gemm<T>& g, std::byte* scratch) {
   using C = compute_t<T>;
-  constexpr bool kDirect = std::is_same_v<T, C>;
   constexpr int64_t kRows = kMicroRows;
   constexpr int64_t kColumns = kMicroColumns<C>;
   if (g.m == 0 || g.n == 0) return;
@@ -110,20 +109,9 @@ void gemm(const Gemm<T>& g, std::byte* scratch) {
 
   for (int64_t js = 0; js < g.n; js += kStripN) {
     const int64_t ns = std::min(kStripN, g.n - js);
-    const bool with_bias = g.bias != nullptr && !g.accumulate;
-    if (with_bias) {
-      load_run(g.bias + js, 1, bias, ns);
-      std::fill(bias + ns, bias + round_up(ns, kColumns), C(0));
-    }
-    C* c = nullptr;
-    int64_t c_stride = 0;
-    if constexpr (kDirect)
-      c = g.c + js, c_stride = g.c_row_stride;
-    else
-      c = sums, c_stride = ns;
+    const GemmStrip<T> strip(g, js, ns, kColumns, bias, sums);
     for (int64_t pc = 0; pc < g.k; pc += depth) {
       const int64_t kc = std::min(depth, g.k - pc);
-      const bool add = pc > 0 || (kDirect && g.accumulate);
       for (int64_t jp = 0; jp < ns; jp += packed_n) {
         const int64_t np = std::min(packed_n, ns - jp);
         pack<kColumns>(g.b.data + (js + jp) * g.b.column_stride + pc * g.b.row_stride, g.b.column_stride, g.b.row_stride, np, kc, packed_b);
@@ -136,20 +124,19 @@ void gemm(const Gemm<T>& g, std::byte* scratch) {
             for (int64_t ir = 0; ir < mc; ir += kRows) {
               const int rows = static_cast<int>(std::min(kRows, mc - ir));
               const C* panel = packed_a + ir * kc;
-              if constexpr (kDirect) panel = in_place ? a + ir * g.a.row_stride : panel;
+              if constexpr (std::is_same_v<T, C>) panel = in_place ? a + ir * g.a.row_stride : panel;
               for (int64_t jr = jp + jc; jr < jp + jc + nc; jr += kColumns) {
                 const int columns = static_cast<int>(std::min(kColumns, jp + jc + nc - jr));
-                const Epilogue<C> epilogue{g.alpha, add, with_bias && !add ? bias + jr : nullptr};
-                kernel_for<C>(rows, columns, in_place)(kc, panel, g.a.row_stride, packed_b + (jr - jp) * kc, c + (ic + ir) * c_stride + jr,
-                                                       c_stride, columns, epilogue);
+                const Epilogue<C> epilogue{g.alpha, strip.adds(pc), strip.bias(jr, pc)};
+                kernel_for<C>(rows, columns, in_place)(kc, panel, g.a.row_stride, packed_b + (jr - jp) * kc, strip.at(ic + ir, jr),
+                                                       strip.stride(), columns, epilogue);
               }
             }
           }
         }
       }
     }
-    if constexpr (!kDirect)
-      for (int64_t i = 0; i < g.m; ++i) store_run(sums + i * ns, g.c + i * g.c_row_stride + js, 1, ns, g.accumulate);
+    strip.finish();
   }
 }
 

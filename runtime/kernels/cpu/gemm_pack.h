@@ -1,4 +1,4 @@
-// Packing for the micro-kernels: strips of a matrix laid out k-major, and the transposition of blocks in vector registers.
+// Packing for the micro-kernels: strips of a matrix laid out k-major.
 #pragma once
 
 #include <algorithm>
@@ -10,48 +10,6 @@
 
 namespace rz::cpu {
 
-// Loads kLanes<C> contiguous elements.
-template <class T, class C>
-[[gnu::always_inline]] inline typename Vector<C>::type load_vector(const T* from) {
-  if constexpr (std::is_same_v<T, C>) {
-    return *reinterpret_cast<const typename Vector<C>::memory*>(from);
-  } else {
-    alignas(kVectorBytes) C wide[kLanes<C>];
-    load_run(from, 1, wide, kLanes<C>);
-    return *reinterpret_cast<const typename Vector<C>::type*>(wide);
-  }
-}
-
-template <class C>
-[[gnu::always_inline]] inline void store_vector(typename Vector<C>::type value, C* to) {
-  *reinterpret_cast<typename Vector<C>::memory*>(to) = value;
-}
-
-// Transposes a square of vectors in registers: each round interleaves row i with row i + half, log2(lanes) rounds in all.
-template <class C>
-[[gnu::always_inline]] inline void transpose(typename Vector<C>::type (&rows)[kLanes<C>]) {
-  using V = typename Vector<C>::type;
-  constexpr int lanes = kLanes<C>;
-  using Index = std::conditional_t<sizeof(C) == 4, int32_t, int64_t>;
-  typedef Index Mask __attribute__((vector_size(kVectorBytes)));
-  Mask low, high;
-  for (int l = 0; l < lanes; ++l) {
-    low[l] = static_cast<Index>(l / 2 + (l % 2) * lanes);
-    high[l] = static_cast<Index>(lanes / 2 + l / 2 + (l % 2) * lanes);
-  }
-#pragma GCC unroll 4
-  for (int round = 1; round < lanes; round *= 2) {
-    V next[lanes];
-#pragma GCC unroll 16
-    for (int i = 0; i < lanes / 2; ++i) {
-      next[2 * i] = __builtin_shuffle(rows[i], rows[i + lanes / 2], low);
-      next[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + lanes / 2], high);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < lanes; ++i) rows[i] = next[i];
-  }
-}
-
 // `Width` rows that are contiguous along p, in squares of vectors. Stores whole vectors in rising order: what runs over a column of
 // the panel is overwritten by the next one, what runs over the end of the panel lies in the next panel or in the scratch's slack.
 template <int Width, class T, class C>
@@ -60,18 +18,18 @@ void pack_transposed(const T* from, int64_t i_stride, int64_t k, C* to) {
   constexpr int squares = (Width + lanes - 1) / lanes;
   int64_t p = 0;
   for (; p + lanes <= k; p += lanes) {
-    typename Vector<C>::type rows[squares][lanes] = {};
+    Lanes<C> rows[squares][lanes] = {};
 #pragma GCC unroll 2
     for (int s = 0; s < squares; ++s) {
 #pragma GCC unroll 16
       for (int i = 0; i < lanes; ++i)
-        if (s * lanes + i < Width) rows[s][i] = load_vector<T, C>(from + (s * lanes + i) * i_stride + p);
+        if (s * lanes + i < Width) rows[s][i] = load_lanes(from + (s * lanes + i) * i_stride + p);
       transpose<C>(rows[s]);
     }
 #pragma GCC unroll 16
     for (int q = 0; q < lanes; ++q)
 #pragma GCC unroll 2
-      for (int s = 0; s < squares; ++s) *reinterpret_cast<typename Vector<C>::memory*>(to + (p + q) * Width + s * lanes) = rows[s][q];
+      for (int s = 0; s < squares; ++s) store_lanes<C>(to + (p + q) * Width + s * lanes, rows[s][q]);
   }
   for (; p < k; ++p)
     for (int i = 0; i < Width; ++i) to[p * Width + i] = static_cast<C>(from[i * i_stride + p]);
@@ -92,10 +50,10 @@ template <int Width, class T, class C>
   constexpr int lanes = kLanes<C>;
   constexpr int whole = Width / lanes;
 #pragma GCC unroll 4
-  for (int v = 0; v < whole; ++v) *reinterpret_cast<typename Vector<C>::memory*>(to + v * lanes) = load_vector<T, C>(from + v * lanes);
+  for (int v = 0; v < whole; ++v) store_lanes<C>(to + v * lanes, load_lanes(from + v * lanes));
   if constexpr (Width % lanes != 0) {
     if (spill) {
-      *reinterpret_cast<typename Vector<C>::memory*>(to + whole * lanes) = load_vector<T, C>(from + whole * lanes);
+      store_lanes<C>(to + whole * lanes, load_lanes(from + whole * lanes));
     } else {
 #pragma GCC unroll 16
       for (int i = whole * lanes; i < Width; ++i) to[i] = static_cast<C>(from[i]);

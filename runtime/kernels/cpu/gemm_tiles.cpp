@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "runtime/kernels/cpu/convert.h"
+#include "runtime/kernels/cpu/gemm_strip.h"
 #include "runtime/kernels/cpu/rounding.h"
 
 namespace rz::cpu {
@@ -59,40 +59,25 @@ class Product {
 
   void run() {
     const TileScope tiles;
-    for (strip_ = 0; strip_ < g_.n; strip_ += kStripN) {
-      width_ = std::min(kStripN, g_.n - strip_);
-      begin_strip();
+    for (from_strip_ = 0; from_strip_ < g_.n; from_strip_ += kStripN) {
+      const int64_t width = std::min(kStripN, g_.n - from_strip_);
+      const GemmStrip<T> strip(g_, from_strip_, width, kTilePanel, bias_, sums_);
       for (from_k_ = 0; from_k_ < g_.k; from_k_ += block_k(g_.k)) {
         depth_ = std::min(block_k(g_.k), g_.k - from_k_);
         panel_bytes_ = tile_steps(depth_) * kTileStepBytes<T>;
-        for (from_column_ = 0; from_column_ < width_; from_column_ += blocks_.packed_n) {
-          packed_columns_ = std::min(blocks_.packed_n, width_ - from_column_);
+        for (from_column_ = 0; from_column_ < width; from_column_ += blocks_.packed_n) {
+          packed_columns_ = std::min(blocks_.packed_n, width - from_column_);
           pack_b();
-          for (from_row_ = 0; from_row_ < g_.m; from_row_ += blocks_.m) multiply_block();
+          for (from_row_ = 0; from_row_ < g_.m; from_row_ += blocks_.m) multiply_block(strip);
         }
       }
-      if constexpr (!kDirect)
-        for (int64_t i = 0; i < g_.m; ++i) store_run(sums_ + i * width_, g_.c + i * g_.c_row_stride + strip_, 1, width_, g_.accumulate);
+      strip.finish();
     }
   }
 
  private:
-  static constexpr bool kDirect = std::is_same_v<T, float>;
-
-  void begin_strip() {
-    with_bias_ = g_.bias != nullptr && !g_.accumulate;
-    if (with_bias_) {
-      load_run(g_.bias + strip_, 1, bias_, width_);
-      std::fill(bias_ + width_, bias_ + round_up(width_, kTilePanel), 0.0f);
-    }
-    if constexpr (kDirect)
-      c_ = g_.c + strip_, c_stride_ = g_.c_row_stride;
-    else
-      c_ = sums_, c_stride_ = width_;
-  }
-
   void pack_b() {
-    const T* b = g_.b.data + (strip_ + from_column_) * g_.b.column_stride + from_k_ * g_.b.row_stride;
+    const T* b = g_.b.data + (from_strip_ + from_column_) * g_.b.column_stride + from_k_ * g_.b.row_stride;
     pack_tile_panels<TileOperand::b>(b, g_.b.column_stride, g_.b.row_stride, packed_columns_, depth_, 1.0f, b_, b_fits_.data());
   }
 
@@ -101,34 +86,35 @@ class Product {
     pack_tile_panels<TileOperand::a>(a, g_.a.row_stride, g_.a.column_stride, rows, depth_, g_.alpha, a_, a_fits_.data());
   }
 
-  void multiply_block() {
+  void multiply_block(const GemmStrip<T>& strip) {
     const int64_t rows = std::min(blocks_.m, g_.m - from_row_);
     if (from_column_ == 0 || rows < g_.m) pack_a(rows);
     for (int64_t block = 0; block < packed_columns_; block += blocks_.n)
       for (int64_t i = 0; i < rows; i += kTilePanel)
         for (int64_t j = block; j < std::min(block + blocks_.n, packed_columns_); j += kTilePanel)
-          multiply_panel(i, std::min<int64_t>(kTilePanel, rows - i), j, std::min<int64_t>(kTilePanel, packed_columns_ - j));
+          multiply_panel(strip, i, std::min<int64_t>(kTilePanel, rows - i), j, std::min<int64_t>(kTilePanel, packed_columns_ - j));
   }
 
-  void multiply_panel(int64_t i, int64_t rows, int64_t j, int64_t columns) {
+  void multiply_panel(const GemmStrip<T>& strip, int64_t i, int64_t rows, int64_t j, int64_t columns) {
     const std::byte* a = a_ + i / kTilePanel * panel_bytes_;
     const std::byte* b = b_ + j / kTilePanel * panel_bytes_;
-    float* c = c_ + (from_row_ + i) * c_stride_ + from_column_ + j;
+    float* c = strip.at(from_row_ + i, from_column_ + j);
+    const int64_t c_stride = strip.stride();
     const bool fits = a_fits_[static_cast<size_t>(i / kTilePanel)] && b_fits_[static_cast<size_t>(j / kTilePanel)];
-    const bool add = from_k_ > 0 || (kDirect && g_.accumulate);
-    const float* bias = with_bias_ && !add ? bias_ + from_column_ + j : nullptr;
+    const bool add = strip.adds(from_k_);
+    const float* bias = strip.bias(from_column_ + j, from_k_);
     const TileStart start{bias, 0};
     if (rows % kTileRows == 0 && columns % kTileRows == 0 && fits && !add)
-      return multiply_tile_panels<T>(rows, columns, tile_steps(depth_), a, b, start, c, c_stride_);
+      return multiply_tile_panels<T>(rows, columns, tile_steps(depth_), a, b, start, c, c_stride);
     if (add)  // C is no longer in a near cache: it comes while the sum is taken
       for (int64_t r = 0; r < rows; ++r)
-        for (int64_t half = 0; half < kTilePanel; half += kTileRows) __builtin_prefetch(c + r * c_stride_ + half, 1, 2);
+        for (int64_t half = 0; half < kTilePanel; half += kTileRows) __builtin_prefetch(c + r * c_stride + half, 1, 2);
     // At the edges tiles are larger than C. A block's sum is taken before it is added: one rounding at the size of C for each block.
     alignas(64) float sums[kTilePanel * kTilePanel];
     multiply_tile_panels<T>(rows, columns, tile_steps(depth_), a, b, start, sums, kTilePanel);
     if (!fits) multiply_one_by_one(i, rows, j, columns, bias, sums);
     for (int64_t r = 0; r < rows; ++r) {
-      float* row = c + r * c_stride_;
+      float* row = c + r * c_stride;
       const float* from = sums + r * kTilePanel;
       if (!add)
         std::memcpy(row, from, static_cast<size_t>(columns) * sizeof(float));
@@ -145,7 +131,7 @@ class Product {
       return g_.alpha * static_cast<float>(g_.a.data[(from_row_ + i + r) * g_.a.row_stride + (from_k_ + q) * g_.a.column_stride]);
     };
     const auto b = [&](int64_t s, int64_t q) {
-      return static_cast<float>(g_.b.data[(from_k_ + q) * g_.b.row_stride + (strip_ + from_column_ + j + s) * g_.b.column_stride]);
+      return static_cast<float>(g_.b.data[(from_k_ + q) * g_.b.row_stride + (from_strip_ + from_column_ + j + s) * g_.b.column_stride]);
     };
     const auto fits = [&](const auto& element, int64_t index) {
       bool all = true;
@@ -171,11 +157,8 @@ class Product {
   std::byte *a_, *b_;
   float *bias_, *sums_;
   // A strip of columns, and the block of k and rows that is multiplied.
-  int64_t strip_ = 0, width_ = 0, from_k_ = 0, depth_ = 0, from_column_ = 0, packed_columns_ = 0, from_row_ = 0;
+  int64_t from_strip_ = 0, from_k_ = 0, depth_ = 0, from_column_ = 0, packed_columns_ = 0, from_row_ = 0;
   int64_t panel_bytes_ = 0;
-  float* c_ = nullptr;  // of the strip
-  int64_t c_stride_ = 0;
-  bool with_bias_ = false;
   std::array<bool, kLargestBlock / kTilePanel> a_fits_;
   std::array<bool, kStripN / kTilePanel> b_fits_;
 };

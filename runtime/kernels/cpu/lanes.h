@@ -1,7 +1,7 @@
-// Vectors of the compute type over rows of any floating-point type, for sums whose order must not be left to the compiler.
+// Vectors of the compute type, as wide as the registers of the instruction set that the build is for (RZ_CPU_LEVEL), in GCC's vector
+// extension: what products keep in registers, and sums whose order must not be left to the compiler.
 //
-// A vector is as wide as the registers of the instruction set that the build is for (RZ_CPU_LEVEL): the order of a sum depends on
-// that level and the row's length alone. A reduction keeps 2 * kLanes<C> partial sums, added pairwise at the end.
+// The order of a row's sum depends on that level and the row's length alone: 2 * kLanes<C> partial sums, added pairwise at the end.
 #pragma once
 
 #include <cstdint>
@@ -11,11 +11,8 @@
 #include <utility>
 
 #include "runtime/core/dtype.h"
+#include "runtime/kernels/cpu/convert.h"
 #include "runtime/kernels/math.h"
-
-#ifdef __F16C__
-#include <immintrin.h>
-#endif
 
 namespace rz::cpu {
 
@@ -30,9 +27,13 @@ inline constexpr int64_t kVectorBytes = 16;
 template <class C>
 struct LanesOf {
   typedef C type __attribute__((vector_size(kVectorBytes)));
+  typedef C memory __attribute__((vector_size(kVectorBytes), aligned(alignof(C)), may_alias));
 };
 template <class C>
 using Lanes = typename LanesOf<C>::type;
+// Where they lie: needs only the alignment of an element.
+template <class C>
+using LanesInMemory = typename LanesOf<C>::memory;
 template <class C>
 inline constexpr int64_t kLanes = kVectorBytes / static_cast<int64_t>(sizeof(C));
 
@@ -40,22 +41,13 @@ inline constexpr int64_t kLanes = kVectorBytes / static_cast<int64_t>(sizeof(C))
 template <class T>
 [[gnu::always_inline]] inline Lanes<compute_t<T>> load_lanes(const T* p) {
   using C = compute_t<T>;
-  Lanes<C> v;
   if constexpr (std::is_same_v<T, C>) {
-    std::memcpy(&v, p, sizeof v);
-#ifdef __F16C__
-  } else if constexpr (std::is_same_v<T, f16>) {  // g++ 12 does not vectorize the conversions of _Float16
-    C wide[kLanes<C>];
-    for (int64_t l = 0; l < kLanes<C>; l += 8)
-      _mm256_storeu_ps(wide + l, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + l))));
-    std::memcpy(&v, wide, sizeof v);
-#endif
+    return *reinterpret_cast<const LanesInMemory<C>*>(p);
   } else {
-    C wide[kLanes<C>];
-    for (int64_t l = 0; l < kLanes<C>; ++l) wide[l] = static_cast<C>(p[l]);
-    std::memcpy(&v, wide, sizeof v);
+    alignas(kVectorBytes) C wide[kLanes<C>];
+    load_run(p, 1, wide, kLanes<C>);
+    return *reinterpret_cast<const LanesInMemory<C>*>(wide);
   }
-  return v;
 }
 
 // The first `count` < kLanes elements, the rest `fill`.
@@ -168,7 +160,41 @@ template <class C, class F>
 
 template <class C>
 [[gnu::always_inline]] inline void store_lanes(C* p, Lanes<C> v) {
-  std::memcpy(p, &v, sizeof v);
+  *reinterpret_cast<LanesInMemory<C>*>(p) = v;
+}
+
+// One stage of a transposition: exchanges the off-diagonal kHalf x kHalf blocks of every 2 kHalf x 2 kHalf block.
+template <class C, int kHalf, size_t... kLane>
+[[gnu::always_inline]] inline void transpose_stage(Lanes<C>* rows, std::index_sequence<kLane...>) {
+  using Index = std::conditional_t<sizeof(C) == 4, int32_t, int64_t>;
+  typedef Index Mask __attribute__((vector_size(kVectorBytes)));
+  constexpr Index kCount = static_cast<Index>(kLanes<C>);
+  const Mask upper = {((kLane & kHalf) == 0 ? static_cast<Index>(kLane) : static_cast<Index>(kLane) - kHalf + kCount)...};
+  const Mask lower = {((kLane & kHalf) == 0 ? static_cast<Index>(kLane) + kHalf : static_cast<Index>(kLane) + kCount)...};
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < kLanes<C>; ++i) {
+    if ((i & kHalf) != 0) continue;
+    const Lanes<C> a = rows[i];
+    const Lanes<C> b = rows[i + kHalf];
+    rows[i] = __builtin_shuffle(a, b, upper);
+    rows[i + kHalf] = __builtin_shuffle(a, b, lower);
+  }
+  if constexpr (kHalf > 1) transpose_stage<C, kHalf / 2>(rows, std::index_sequence<kLane...>{});
+}
+
+// rows[c][r] = rows[r][c]: log2(kLanes) stages in registers.
+template <class C>
+[[gnu::always_inline]] inline void transpose(Lanes<C> (&rows)[kLanes<C>]) {
+  transpose_stage<C, static_cast<int>(kLanes<C> / 2)>(rows, std::make_index_sequence<static_cast<size_t>(kLanes<C>)>{});
+}
+
+// The same from and to memory.
+template <class C>
+inline void transpose_square(const C* from, int64_t from_step, C* to, int64_t to_step) {
+  Lanes<C> rows[kLanes<C>];
+  for (int64_t r = 0; r < kLanes<C>; ++r) rows[r] = load_lanes(from + r * from_step);
+  transpose<C>(rows);
+  for (int64_t r = 0; r < kLanes<C>; ++r) store_lanes<C>(to + r * to_step, rows[r]);
 }
 
 // row[count .. stop) = value, in whole vectors: `stop` is a multiple of kLanes.

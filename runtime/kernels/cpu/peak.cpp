@@ -14,7 +14,7 @@ namespace rz::cpu {
 namespace {
 
 double peak_of_one_thread() {
-  using V = Vector<float>::type;
+  using V = Lanes<float>;
   constexpr int kSums = 10;
   constexpr int kRepeats = 200000;
   V sums[kSums] = {};

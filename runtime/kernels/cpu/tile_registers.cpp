@@ -115,7 +115,7 @@ void multiply(int64_t steps, const std::byte* a, const std::byte* b, TileStart s
 // Packing. A tile of A or B holds in each of its 16 x 16 places a pair along k: its low half k, the high half k + 16. Of A a row is a row
 // of the tile, of B a column, so that one of them is always read along the tile's rows and the other, at need, transposed.
 
-using V = Vector<float>::type;
+using V = Lanes<float>;
 typedef uint32_t Bits __attribute__((vector_size(kVectorBytes)));
 
 // The pieces of 16 pairs, each at its place of a step. What does not fit pieces leaves a NaN in `misfit`, whose other elements are zero.
@@ -153,7 +153,7 @@ template <class T>
 [[gnu::always_inline]] inline void load_half(const Half<T>& half, V (&rows)[kTileRows]) {
   if (half.rows == kTileRows && half.columns == kTileRows && half.row_stride == 1) {
 #pragma GCC unroll 16
-    for (int i = 0; i < kTileRows; ++i) rows[i] = load_vector<T, float>(half.from + i * half.column_stride);
+    for (int i = 0; i < kTileRows; ++i) rows[i] = load_lanes(half.from + i * half.column_stride);
     transpose<float>(rows);
     return;
   }
@@ -161,7 +161,7 @@ template <class T>
   for (int64_t i = 0; i < half.rows; ++i)
     for (int64_t j = 0; j < half.columns; ++j) staged[i][j] = static_cast<float>(half.from[i * half.row_stride + j * half.column_stride]);
 #pragma GCC unroll 16
-  for (int i = 0; i < kTileRows; ++i) rows[i] = load_vector<float, float>(staged[i]);
+  for (int i = 0; i < kTileRows; ++i) rows[i] = load_lanes(staged[i]);
 }
 
 template <class T>
@@ -169,8 +169,8 @@ void pack_tile(const Half<T>& low, const Half<T>& high, float scale, std::byte* 
   if (along_rows(low) && along_rows(high)) {
 #pragma GCC unroll 4
     for (int i = 0; i < kTileRows; ++i)
-      store_pairs<kPieces<T>>(load_vector<T, float>(low.from + i * low.row_stride) * scale,
-                              load_vector<T, float>(high.from + i * high.row_stride) * scale, to + i * 64, misfit);
+      store_pairs<kPieces<T>>(load_lanes(low.from + i * low.row_stride) * scale, load_lanes(high.from + i * high.row_stride) * scale,
+                              to + i * 64, misfit);
     return;
   }
   V l[kTileRows], h[kTileRows];
