@@ -91,13 +91,17 @@ struct ChunkedHead {
   }
 };
 
-int64_t default_chunk_rows(int64_t rows, int64_t classes, DType dtype) {
+// Every chunk reads and packs the weight three times and adds to its gradient: for few rows that takes longer than the arithmetic. So a
+// chunk's logits may take a third of the weight's bytes, of which the model holds several times as much. Chunks are about equal.
+int64_t default_chunk_rows(int64_t rows, int64_t classes, int64_t width, DType dtype) {
   constexpr int64_t kChunkBytes = int64_t{8} << 20;
   const int64_t by_bytes = std::max<int64_t>(32, kChunkBytes / std::max<int64_t>(1, classes * static_cast<int64_t>(size_bytes(dtype))));
-  // Every chunk adds to the weight's gradient, and in 16 bits every addition rounds it.
+  int64_t most = std::max(by_bytes, width / 3);
+  // In 16 bits every addition to the weight's gradient rounds it.
   constexpr int64_t kMostRoundings = 8;
-  const bool rounds = dtype == DType::bf16 || dtype == DType::f16;
-  return rounds ? std::max(by_bytes, (rows + kMostRoundings - 1) / kMostRoundings) : by_bytes;
+  if (dtype == DType::bf16 || dtype == DType::f16) most = std::max(most, (rows + kMostRoundings - 1) / kMostRoundings);
+  const int64_t chunks = std::max<int64_t>(1, (rows + most - 1) / most);
+  return (rows + chunks - 1) / chunks;
 }
 
 }  // namespace
@@ -112,8 +116,9 @@ CrossEntropyResult linear_cross_entropy(const Tensor& x, const Tensor& weight, c
   const bool keeps = autograd::needs_grad({x, weight});
   const Tensor rows = to_rows(x, keeps ? ambient_category() : Category::workspace);
   const Tensor flat = flat_targets(targets, keeps);
-  const int64_t chunk = std::clamp<int64_t>(chunk_rows == 0 ? default_chunk_rows(rows.size(0), weight.size(0), x.dtype()) : chunk_rows, 1,
-                                            std::max<int64_t>(1, rows.size(0)));
+  const int64_t chunk =
+      std::clamp<int64_t>(chunk_rows == 0 ? default_chunk_rows(rows.size(0), weight.size(0), weight.size(1), x.dtype()) : chunk_rows, 1,
+                          std::max<int64_t>(1, rows.size(0)));
   Tensor lse = Tensor::empty({rows.size(0)}, compute_dtype(x.dtype()), "cross entropy log-sum-exp");
   CrossEntropyResult result;
   ChunkedHead(rows, weight, flat, chunk).for_chunks([&](int64_t begin, const Tensor&, const Tensor& chunk_targets, const Tensor& logits) {
