@@ -1,5 +1,5 @@
 // A communicator without a transport, for dry runs (runtime/core/rank_context.h): every operation is done at once, moves
-// nothing, and is counted as the ring would count it. It holds the same scratch in the ledger as a real one. No threads.
+// nothing, and is counted as messages would be. It holds the same scratch in the ledger as a real one. No threads.
 //
 // All ranks are taken to do the same: what other ranks would contribute reads as whatever this rank has.
 #pragma once

@@ -278,7 +278,7 @@ void Progress::begin_shared(Operation& operation) {
                                   kRingWindow * options_.segment_bytes});
 }
 
-// Counts what a ring would have moved.
+// Counts what messages would have moved.
 Work::State::Moved Progress::count_shared(const Operation& operation) {
   const Fingerprint& f = operation.print;
   transport_->count_as(f.kind, operation.traffic, {sizeof f, sizeof f, 1, 1});

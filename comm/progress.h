@@ -52,7 +52,7 @@ class Progress final : private Patience, public std::enable_shared_from_this<Pro
     bool at_once = false;       // CollectiveOptions::at_once
     std::shared_ptr<Work::State> work;
     std::unique_ptr<SharedOperation> shared;  // from when it is begun, where the group shares memory
-    WireCount traffic;                        // the same: what a ring would move
+    WireCount traffic;                        // the same: what messages would move
   };
 
   // `open` makes the transport, on the progress thread; what it throws comes out here. Memory that the thread holds is

@@ -10,8 +10,11 @@
 // Chunk c starts on rank c+1 and is summed in the order c+1, c+2, ..., c, whatever the sizes of segments.
 #include "comm/ring.h"
 
+#include <algorithm>
+#include <array>
 #include <cstring>
 #include <deque>
+#include <vector>
 
 #include "comm/reduce.h"
 
@@ -190,6 +193,37 @@ void ordered_reduce_scatter(Wire& wire, const Scratch& scratch, std::byte* full,
   for (Posted& p : sends) wire.wait(p);
 }
 
+// The all-gather of Bruck et al. 1997 ("Efficient algorithms for all-to-all communications in multiport message-passing systems"): every
+// turn doubles what a rank holds. Then all chunks' sums.
+void gathered_all_reduce(Wire& wire, std::byte* data, size_t count, const Reduction& r) {
+  const int n = wire.size();
+  const size_t bytes = count * size_bytes(r.dtype);
+  alignas(64) std::array<std::byte, kMostGathered> gathered;  // of this rank, its left neighbour, the next one, ...
+  std::memcpy(gathered.data(), data, bytes);
+  for (int held = 1; held < n; held *= 2) {
+    const size_t length = static_cast<size_t>(std::min(held, n - held)) * bytes;
+    std::byte* landing = gathered.data() + static_cast<size_t>(held) * bytes;
+    Posted out = wire.send(wire.right(held), gathered.data(), length);
+    Posted in = wire.receive(wire.left(held), landing, length);
+    copy_unless_same(landing, wire.wait_bytes(in), length);
+    in.release();
+    wire.wait(out);
+  }
+  std::vector<const std::byte*> inputs(static_cast<size_t>(n));
+  for (int c = 0; c < n; ++c) {
+    const Chunk chunk = chunk_of(count, c, n);
+    if (chunk.length() == 0) break;
+    const size_t begin = chunk.begin * size_bytes(r.dtype);
+    for (int k = 0; k < n; ++k) {
+      const int from = r.order == Order::ordered ? k : (c + 1 + k) % n;
+      const int places = (wire.rank() - from + n) % n;
+      inputs[static_cast<size_t>(k)] = gathered.data() + static_cast<size_t>(places) * bytes + begin;
+    }
+    std::byte* sum = data + begin;
+    combine_all(r.dtype, r.op, r.order, {&sum, 1}, inputs, chunk.length());
+  }
+}
+
 }  // namespace
 
 void reduce_scatter(Wire& wire, const Scratch& scratch, std::byte* full, std::byte* own, size_t count, const Reduction& r) {
@@ -212,6 +246,7 @@ void all_gather(Wire& wire, const Scratch& scratch, const std::byte* own, std::b
 void all_reduce(Wire& wire, const Scratch& scratch, std::byte* data, size_t count, const Reduction& r) {
   const int n = wire.size();
   if (n == 1) return;
+  if (is_gathered(count * size_bytes(r.dtype), n)) return gathered_all_reduce(wire, data, count, r);
   if (r.order == Order::ordered) {
     std::byte* own = data + chunk_of(count, wire.rank(), n).begin * size_bytes(r.dtype);
     ordered_reduce_scatter(wire, scratch, data, own, count, r);

@@ -5,11 +5,13 @@
 // Each rank sends, with N ranks:
 //   reduce_scatter   every chunk but its own                      (N-1)/N of the buffer when N divides it
 //   all_gather       every chunk but its right neighbour's        the same
-//   all_reduce       both of the above                            2(N-1)/N
+//   all_reduce       both of the above                            2(N-1)/N, or N-1 of a short one
 // whatever the order of summation; the same on the receiving side.
 #pragma once
 
+#include <bit>
 #include <cstddef>
+#include <cstdint>
 
 #include "comm/types.h"
 #include "comm/wire.h"
@@ -24,6 +26,15 @@ struct Scratch {
   size_t segment_bytes = 0;
 };
 inline constexpr size_t kRingWindow = 4;  // receives posted ahead
+
+// An all-reduce so short that turns count and bytes do not, such as a loss or the norm of a gradient, is not passed round the ring:
+// everybody gathers what all contribute and adds it, in the same order. ceil(log2 N) turns instead of 2(N-1).
+inline constexpr size_t kLongestGathered = 256;     // bytes of a rank
+inline constexpr size_t kMostGathered = 16 * 1024;  // of all
+inline bool is_gathered(uint64_t bytes, int ranks) {
+  return bytes > 0 && bytes <= kLongestGathered && bytes * static_cast<uint64_t>(ranks) <= kMostGathered;
+}
+inline int gather_turns(int ranks) { return std::bit_width(static_cast<unsigned>(ranks - 1)); }
 
 struct Reduction {
   DType dtype = DType::f32;

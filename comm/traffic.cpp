@@ -1,5 +1,7 @@
 #include "comm/traffic.h"
 
+#include "comm/ring.h"
+
 namespace rz::comm {
 
 namespace {
@@ -59,6 +61,11 @@ WireCount traffic_of(const TrafficQuestion& q) {
   if (q.size == 1) return count;
   switch (q.kind) {
     case CollectiveKind::all_reduce:
+      if (const uint64_t bytes = q.count * size_bytes(q.dtype); is_gathered(bytes, q.size)) {
+        const auto turns = static_cast<uint64_t>(gather_turns(q.size)), peers = static_cast<uint64_t>(q.size - 1);
+        count = {peers * bytes, peers * bytes, turns, turns};
+        break;
+      }
       add_reduce_scatter(q, count);
       add_all_gather(q, count);
       break;

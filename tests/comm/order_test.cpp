@@ -22,24 +22,24 @@ using test::same_bits;
 using test::wild;
 
 template <class T>
-void check_order(int n) {
-  constexpr size_t kCount = 2003;
+void check_order(int n, size_t count) {
   for (const ReduceOp op : {ReduceOp::sum, ReduceOp::mean}) {
-    const auto ring = ring_sum<T>(n, kCount, op);
-    const auto ordered = ordered_sum<T>(n, kCount, op);
+    const auto ring = ring_sum<T>(n, count, op);
+    const auto ordered = ordered_sum<T>(n, count, op);
     for (const size_t segment : {size_t{64}, size_t{1000}, size_t{256} << 10}) {
       test::run_on_ranks(
           n,
           [&](Communicator& comm) {
             for (const Order order : {Order::ring, Order::ordered}) {
               const auto& want = order == Order::ring ? ring : ordered;
-              auto data = wild<T>(comm.rank(), kCount);
-              comm.all_reduce(data.data(), kCount, dtype_of<T>, op, {.order = order}).wait();
-              EXPECT_TRUE(same_bits(data, want)) << name(dtype_of<T>) << " " << name(op) << " " << name(order) << " segment " << segment;
-              auto full = wild<T>(comm.rank(), kCount);
-              const comm::Chunk c = chunk_of(kCount, comm.rank(), n);
+              auto data = wild<T>(comm.rank(), count);
+              comm.all_reduce(data.data(), count, dtype_of<T>, op, {.order = order}).wait();
+              EXPECT_TRUE(same_bits(data, want))
+                  << name(dtype_of<T>) << " " << name(op) << " " << name(order) << " " << count << " segment " << segment;
+              auto full = wild<T>(comm.rank(), count);
+              const comm::Chunk c = chunk_of(count, comm.rank(), n);
               std::vector<T> own(c.length());
-              comm.reduce_scatter(full.data(), own.data(), kCount, dtype_of<T>, op, {.order = order}).wait();
+              comm.reduce_scatter(full.data(), own.data(), count, dtype_of<T>, op, {.order = order}).wait();
               EXPECT_TRUE(
                   same_bits(own, std::vector<T>(want.begin() + static_cast<long>(c.begin), want.begin() + static_cast<long>(c.end))));
             }
@@ -50,16 +50,26 @@ void check_order(int n) {
 }
 
 TEST(Order, Float32) {
-  for (const int n : {2, 3, 4, 5}) check_order<float>(n);
+  for (const int n : {2, 3, 4, 5}) check_order<float>(n, 2003);
 }
 TEST(Order, BFloat16) {
-  for (const int n : {3, 4}) check_order<bf16>(n);
+  for (const int n : {3, 4}) check_order<bf16>(n, 2003);
 }
 TEST(Order, Float16) {
-  for (const int n : {3, 4}) check_order<f16>(n);
+  for (const int n : {3, 4}) check_order<f16>(n, 2003);
 }
 TEST(Order, Float64) {
-  for (const int n : {3, 4}) check_order<double>(n);
+  for (const int n : {3, 4}) check_order<double>(n, 2003);
+}
+// All-reduces that are gathered: less than one element a rank, and several.
+TEST(Order, OfShortData) {
+  for (const int n : {2, 3, 5, 8}) {
+    for (const size_t count : {size_t{1}, size_t{2}, size_t{31}}) {
+      check_order<float>(n, count);
+      check_order<bf16>(n, count);
+      check_order<double>(n, count);
+    }
+  }
 }
 
 // Negative control: a ring that starts at another rank, or rank order instead of ring order, is seen at three ranks and more.

@@ -59,7 +59,7 @@ std::vector<int64_t> done_times(const NetworkSpec& network, const ScriptOperatio
 TEST(VirtualNetwork, TakesTheTimeOfTheRingOverEqualLinks) {
   const double segment = static_cast<double>(comm::ProgressOptions{}.segment_bytes);
   for (const int n : {2, 3, 4, 8, 300, 500}) {  // the last by the closed form
-    for (const double chunk : {64.0, 100'000.0, 3.5 * segment}) {
+    for (const double chunk : {256.0, 100'000.0, 3.5 * segment}) {
       if (n > 8 && chunk > segment) continue;
       for (const bool reduces : {false, true}) {
         SCOPED_TRACE(fmt::format("{} ranks, chunks of {} bytes, all_reduce {}", n, chunk, reduces));
@@ -71,6 +71,16 @@ TEST(VirtualNetwork, TakesTheTimeOfTheRingOverEqualLinks) {
           EXPECT_NEAR(static_cast<double>(done - 7000), expected, 1e-4 * expected + 2 * n);
       }
     }
+  }
+}
+
+TEST(VirtualNetwork, GathersShortReductionsInTurnsThatDouble) {
+  for (const int n : {2, 3, 5, 8, 1000}) {
+    const auto op = operation(CollectiveKind::all_reduce, 8, n);
+    double expected = 20e3;                                                                     // the fingerprint
+    for (int held = 1; held < n; held *= 2) expected += 20e3 + 8.0 * std::min(held, n - held);  // at a byte a nanosecond
+    for (const int64_t done : done_times(equal_links(1e9, 20e-6), op, std::vector<int64_t>(static_cast<size_t>(n), 7000)))
+      EXPECT_NEAR(static_cast<double>(done - 7000), expected, 30) << n << " ranks";
   }
 }
 

@@ -30,11 +30,17 @@ size_t ordered_segment_bytes(size_t peers) {
   return std::max<size_t>(1, std::min(segment_bytes(), comm::kRingWindow * segment_bytes() / peers));
 }
 
+bool is_gathered(const ScriptOperation& operation) {
+  return operation.kind == CollectiveKind::all_reduce && comm::is_gathered(operation.bytes, operation.group_size);
+}
+
 }  // namespace
 
 Received received(const ScriptOperation& operation) {
   if (operation.group_size == 1) return {};
   const auto peers = static_cast<size_t>(operation.group_size - 1);
+  if (is_gathered(operation))
+    return {static_cast<double>(1 + comm::gather_turns(operation.group_size)), static_cast<double>(peers * operation.bytes)};
   const size_t chunk = (operation.bytes + peers) / (peers + 1);
   const bool ordered = operation.order == comm::Order::ordered;
   size_t messages = 0;  // from each peer, or from the neighbour in each step
@@ -95,6 +101,7 @@ void VirtualNetwork::run(const ScriptOperation& operation, int first, std::span<
   const bool ordered = operation.order == comm::Order::ordered;
   switch (operation.kind) {
     case CollectiveKind::all_reduce:
+      if (is_gathered(operation)) return gather(group, operation.bytes, done_ns);
       if (!ordered) return ring_pass(group, operation.bytes, {1, 2 * (n - 1)}, done_ns);
       ordered_reduce_scatter(group, operation.bytes, done_ns);
       return ring_pass(group, operation.bytes, {0, n - 1}, done_ns);
@@ -109,6 +116,23 @@ void VirtualNetwork::run(const ScriptOperation& operation, int first, std::span<
       break;
   }
   RZ_CHECK(false, "a {} within a step", comm::name(operation.kind));
+}
+
+// In every turn each member sends all it holds, as much as is still wanted, to one twice as far away as before.
+void VirtualNetwork::gather(const Members& group, uint64_t bytes, std::span<int64_t> times) {
+  const int n = group.size;
+  std::vector<comm::LinkModel::Departure> sent(static_cast<size_t>(n));
+  for (int held = 1; held < n; held *= 2) {
+    const size_t length = static_cast<size_t>(std::min(held, n - held)) * bytes;
+    for (int i = 0; i < n; ++i)
+      sent[static_cast<size_t>(i)] = depart(group.rank(i), group.rank(group.right(i, held)), length, times[static_cast<size_t>(i)]);
+    for (int i = 0; i < n; ++i) {
+      const int from = group.left(i, held);
+      const int64_t there = arrive(group.rank(from), group.rank(i), length, sent[static_cast<size_t>(from)].first_ns);
+      int64_t& now = times[static_cast<size_t>(i)];
+      now = std::max(std::max(now, there) + cost_.of(static_cast<double>(length)), sent[static_cast<size_t>(i)].left_ns);
+    }
+  }
 }
 
 // In step s of the pass member i receives what member i-1 sends: chunk i - 1 - lag - s. What it received it sends on in the next step.

@@ -44,6 +44,7 @@ class VirtualNetwork {
   struct Members;
   struct Pass;
   void ring_pass(const Members& group, uint64_t bytes, const Pass& pass, std::span<int64_t> times);
+  void gather(const Members& group, uint64_t bytes, std::span<int64_t> times);
   void ordered_reduce_scatter(const Members& group, uint64_t bytes, std::span<int64_t> times);
   double ring_pass_ns(const Members& group, uint64_t bytes, int steps) const;
   double ordered_reduce_scatter_ns(const Members& group, uint64_t bytes) const;
