@@ -1,4 +1,4 @@
-// The algorithms: ring reduce-scatter, all-gather, all-reduce, broadcast, barrier, and the rank-ordered reduce-scatter.
+// The algorithms: ring reduce-scatter, all-gather, all-reduce, broadcast, barrier, the rank-ordered reduce-scatter, and short all-reduces.
 // Blocking functions over a Wire, run on the progress thread; they neither check arguments nor know of errors, which come
 // out of the Wire as exceptions. `count` is the number of elements of the full buffer everywhere.
 //

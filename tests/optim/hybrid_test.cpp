@@ -193,7 +193,8 @@ TEST_P(EveryGrouping, SixteenBitStatesAndWireBytesEqualTheClosedForms) {
               const uint64_t across = 2 * (r * (outer + inner) / k) / groups * (groups - 1);
               // And the three scalars of a step; before the first one the groups were made.
               if (step > 0) {
-                EXPECT_EQ(sent - in_group - across, (k * groups - 1) * 3 * sizeof(double)) << "stage " << stage << " reduced in " << name(precision.reduce);
+                EXPECT_EQ(sent - in_group - across, (k * groups - 1) * 3 * sizeof(double))
+                    << "stage " << stage << " reduced in " << name(precision.reduce);
               }
               before = now;
             });
@@ -232,7 +233,8 @@ TEST_P(EveryGrouping, StatesAndWireBytesEqualTheClosedForms) {
                 (unit->outermost() ? outer : inner) += static_cast<uint64_t>(unit->layout().padded_elements()) * 4;
               const uint64_t in_group = (stage < 3 ? 2 * (outer + inner) : 2 * outer + 3 * inner) / k * (k - 1);
               const uint64_t across = 2 * ((outer + inner) / k) / groups * (groups - 1);
-              EXPECT_EQ(now - before - in_group - across, (k * groups - 1) * 3 * sizeof(double)) << "stage " << stage;  // and the three scalars of a step
+              EXPECT_EQ(now - before - in_group - across, (k * groups - 1) * 3 * sizeof(double))
+                  << "stage " << stage;  // and the three scalars of a step
             }
             before = now;
           });

@@ -1,4 +1,4 @@
-// Small matrix products on tiles that stay in cache, and the transposition that prepares them: the arithmetic of attention.
+// Small matrix products on tiles that stay in cache: the arithmetic of attention.
 //
 // Vocabulary. A *panel* is a strip of kPanel<C> columns of the right-hand matrix, stored row after row; the micro-kernel keeps a
 // kBlockRows x panel block of the result in registers. Columns are padded to whole vectors, panels to whole panels.
@@ -7,8 +7,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
-#include <utility>
 
 #include "runtime/kernels/cpu/gemm_micro.h"
 #include "runtime/kernels/cpu/rounding.h"
