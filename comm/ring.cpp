@@ -11,7 +11,6 @@
 #include "comm/ring.h"
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 #include <deque>
 #include <vector>
@@ -195,15 +194,15 @@ void ordered_reduce_scatter(Wire& wire, const Scratch& scratch, std::byte* full,
 
 // The all-gather of Bruck et al. 1997 ("Efficient algorithms for all-to-all communications in multiport message-passing systems"): every
 // turn doubles what a rank holds. Then all chunks' sums.
-void gathered_all_reduce(Wire& wire, std::byte* data, size_t count, const Reduction& r) {
+void gathered_all_reduce(Wire& wire, const Scratch& scratch, std::byte* data, size_t count, const Reduction& r) {
   const int n = wire.size();
   const size_t bytes = count * size_bytes(r.dtype);
-  alignas(64) std::array<std::byte, kMostGathered> gathered;  // of this rank, its left neighbour, the next one, ...
-  std::memcpy(gathered.data(), data, bytes);
+  std::byte* gathered = scratch.data;  // of this rank, its left neighbour, the next one, ...
+  std::memcpy(gathered, data, bytes);
   for (int held = 1; held < n; held *= 2) {
     const size_t length = static_cast<size_t>(std::min(held, n - held)) * bytes;
-    std::byte* landing = gathered.data() + static_cast<size_t>(held) * bytes;
-    Posted out = wire.send(wire.right(held), gathered.data(), length);
+    std::byte* landing = gathered + static_cast<size_t>(held) * bytes;
+    Posted out = wire.send(wire.right(held), gathered, length);
     Posted in = wire.receive(wire.left(held), landing, length);
     copy_unless_same(landing, wire.wait_bytes(in), length);
     in.release();
@@ -217,7 +216,7 @@ void gathered_all_reduce(Wire& wire, std::byte* data, size_t count, const Reduct
     for (int k = 0; k < n; ++k) {
       const int from = r.order == Order::ordered ? k : (c + 1 + k) % n;
       const int places = (wire.rank() - from + n) % n;
-      inputs[static_cast<size_t>(k)] = gathered.data() + static_cast<size_t>(places) * bytes + begin;
+      inputs[static_cast<size_t>(k)] = gathered + static_cast<size_t>(places) * bytes + begin;
     }
     std::byte* sum = data + begin;
     combine_all(r.dtype, r.op, r.order, {&sum, 1}, inputs, chunk.length());
@@ -246,7 +245,7 @@ void all_gather(Wire& wire, const Scratch& scratch, const std::byte* own, std::b
 void all_reduce(Wire& wire, const Scratch& scratch, std::byte* data, size_t count, const Reduction& r) {
   const int n = wire.size();
   if (n == 1) return;
-  if (is_gathered(count * size_bytes(r.dtype), n)) return gathered_all_reduce(wire, data, count, r);
+  if (is_gathered(count * size_bytes(r.dtype), n, scratch.bytes)) return gathered_all_reduce(wire, scratch, data, count, r);
   if (r.order == Order::ordered) {
     std::byte* own = data + chunk_of(count, wire.rank(), n).begin * size_bytes(r.dtype);
     ordered_reduce_scatter(wire, scratch, data, own, count, r);

@@ -61,7 +61,7 @@ WireCount traffic_of(const TrafficQuestion& q) {
   if (q.size == 1) return count;
   switch (q.kind) {
     case CollectiveKind::all_reduce:
-      if (const uint64_t bytes = q.count * size_bytes(q.dtype); is_gathered(bytes, q.size)) {
+      if (const uint64_t bytes = q.count * size_bytes(q.dtype); is_gathered(bytes, q.size, q.scratch_bytes)) {
         const auto turns = static_cast<uint64_t>(gather_turns(q.size)), peers = static_cast<uint64_t>(q.size - 1);
         count = {peers * bytes, peers * bytes, turns, turns};
         break;

@@ -647,10 +647,11 @@ TEST_F(Recorded, ReplaysWhatItRecorded) {
 }
 
 TEST(RecordedCollectives, SayWhatAMessageAndAByteTakeOfACore) {
-  // Scalars: 2 x 2 messages and a fingerprint. 600,000 bytes on 3 ranks: 2 x 2 chunks of 200,000.
+  // Scalars: two turns and a fingerprint. 600,000 bytes on 3 ranks: 2 x 2 chunks of 200,000.
   const auto segments = static_cast<double>((200'000 + comm::ProgressOptions{}.segment_bytes - 1) / comm::ProgressOptions{}.segment_bytes);
   const auto small = operation(CollectiveKind::all_reduce, 24, 3), large = operation(CollectiveKind::all_reduce, 600'000, 3);
-  EXPECT_EQ(received(small).messages, 5);
+  EXPECT_EQ(received(small).messages, 3);
+  EXPECT_EQ(received(small).bytes, 48);
   EXPECT_EQ(received(large).messages, 1 + 4 * segments);
   EXPECT_EQ(received(large).bytes, 800'000);
   EXPECT_EQ(received(operation(CollectiveKind::reduce_scatter, 600'000, 3)).messages, 1 + 2 * segments);

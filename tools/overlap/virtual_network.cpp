@@ -31,7 +31,8 @@ size_t ordered_segment_bytes(size_t peers) {
 }
 
 bool is_gathered(const ScriptOperation& operation) {
-  return operation.kind == CollectiveKind::all_reduce && comm::is_gathered(operation.bytes, operation.group_size);
+  return operation.kind == CollectiveKind::all_reduce &&
+         comm::is_gathered(operation.bytes, operation.group_size, comm::kRingWindow * segment_bytes());
 }
 
 }  // namespace
