@@ -25,14 +25,12 @@ size_t element_bytes(uint64_t bytes) {
 size_t segments(size_t bytes, size_t segment) { return (bytes + segment - 1) / segment; }
 size_t segment_length(size_t bytes, size_t segment, size_t j) { return std::min(segment, bytes - j * segment); }
 size_t segment_bytes() { return comm::ProgressOptions{}.segment_bytes; }
+size_t scratch_bytes() { return comm::kRingWindow * segment_bytes(); }
 // Of ordered sums, where all peers send at a time.
-size_t ordered_segment_bytes(size_t peers) {
-  return std::max<size_t>(1, std::min(segment_bytes(), comm::kRingWindow * segment_bytes() / peers));
-}
+size_t ordered_segment_bytes(size_t peers) { return std::max<size_t>(1, std::min(segment_bytes(), scratch_bytes() / peers)); }
 
 bool is_gathered(const ScriptOperation& operation) {
-  return operation.kind == CollectiveKind::all_reduce &&
-         comm::is_gathered(operation.bytes, operation.group_size, comm::kRingWindow * segment_bytes());
+  return operation.kind == CollectiveKind::all_reduce && comm::is_gathered(operation.bytes, operation.group_size, scratch_bytes());
 }
 
 }  // namespace

@@ -27,7 +27,7 @@ template <class C>
 inline constexpr int64_t kPanel = kLanes<C> * kPanelVectors;
 
 // c[kRows][kVectors vectors] = or += sum over k in [0, depth) of a(row, k) * b[k][..]. a(row, k) is a[row * lda + k], or
-// a[k * lda + row] when kTransposed. Not inlined: each of a caller's would share its registers.
+// a[k * lda + row] when kTransposed. Not inlined: among a caller's variables its addresses would be spilled to the stack.
 template <class C, int kRows, int kVectors, bool kTransposed>
 [[gnu::noinline]] void micro_product(int64_t depth, const C* a, int64_t lda, const C* b, int64_t ldb, C* c, int64_t ldc, bool accumulate) {
   RowPointers<C, kRows, kTransposed> left(a, lda);
