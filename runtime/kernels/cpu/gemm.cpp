@@ -13,9 +13,10 @@ namespace rz::cpu {
 
 namespace {
 
-// A panel of A stays in the L1 cache while all panels of a block of B, which stays in the L2 cache beside a block of A, pass by it. C is
-// finished in strips of kStripN columns, so that what one block of k leaves is still near when the next adds to it; B is packed once for
-// each, unless one block of A is all of it: then block by block, while it is near.
+// A panel of A stays in the L1 cache while all panels of a block of B, which stays in the L2 cache beside a block of A, pass by it; or, where
+// right_panel_stays, a panel of B while those of a block of A do. C is finished in strips of kStripN columns, so that what one block of k
+// leaves is still near when the next adds to it; B is packed once for each, unless one block of A is all of it: then block by block, while
+// it is near.
 constexpr int64_t kBlockK = 384;
 constexpr int64_t kBlockM = 480;
 constexpr int64_t kBlockN = 512;
@@ -31,6 +32,15 @@ int64_t block_length(int64_t length, int64_t most, int64_t unit) {
 }
 int64_t block_k(int64_t k) { return block_length(k, kBlockK, 1); }
 int64_t block_m(int64_t m) { return block_length(m, kBlockM, kMicroRows); }
+
+// Whether panels of a packed A pass by one of B instead. Where B's panel is the wider one and leaves room for A's in an L1 cache of 32 KiB, less
+// is read per step; it pays for packing A where B has some panels, and for a B packed in one where A has several blocks.
+template <class C>
+bool right_panel_stays(int64_t m, int64_t n) {
+  constexpr bool kFits = kMicroColumns<C> > kMicroRows && kMicroColumns<C> * kBlockK * static_cast<int64_t>(sizeof(C)) <= 24 << 10;
+  return kFits && m > kBlockM && n >= 256;
+}
+
 template <class C>
 int64_t block_n(int64_t n) {
   return block_length(std::min(n, kStripN), kBlockN, kMicroColumns<C>);
@@ -102,10 +112,11 @@ void gemm(const Gemm<T>& g, std::byte* scratch) {
   C* bias = reinterpret_cast<C*>(scratch + layout.a_bytes + layout.b_bytes);
   C* sums = reinterpret_cast<C*>(scratch + layout.a_bytes + layout.b_bytes + layout.bias_bytes);
   const int64_t depth = block_k(g.k);
-  const int64_t high = block_m(g.m);
+  const bool right_stays = right_panel_stays<C>(g.m, g.n);
+  const int64_t high = right_stays ? block_length(g.m, kBlockM / 2, kRows) : block_m(g.m);
   const int64_t wide = block_n<C>(g.n);
   const int64_t packed_n = packed_columns<C>(g.m, g.n);
-  const bool in_place = reads_in_place(g.a);
+  const bool in_place = !right_stays && reads_in_place(g.a);
 
   for (int64_t js = 0; js < g.n; js += kStripN) {
     const int64_t ns = std::min(kStripN, g.n - js);
@@ -120,17 +131,22 @@ void gemm(const Gemm<T>& g, std::byte* scratch) {
           const T* a = g.a.data + ic * g.a.row_stride + pc * g.a.column_stride;
           if (!in_place && (jp == 0 || mc < g.m)) pack<kRows>(a, g.a.row_stride, g.a.column_stride, mc, kc, packed_a);
           for (int64_t jc = 0; jc < np; jc += wide) {
-            const int64_t nc = std::min(wide, np - jc);
-            for (int64_t ir = 0; ir < mc; ir += kRows) {
+            const int64_t end = jp + jc + std::min(wide, np - jc);
+            const auto tile = [&](int64_t ir, int64_t jr) {
               const int rows = static_cast<int>(std::min(kRows, mc - ir));
+              const int columns = static_cast<int>(std::min(kColumns, end - jr));
               const C* panel = packed_a + ir * kc;
               if constexpr (std::is_same_v<T, C>) panel = in_place ? a + ir * g.a.row_stride : panel;
-              for (int64_t jr = jp + jc; jr < jp + jc + nc; jr += kColumns) {
-                const int columns = static_cast<int>(std::min(kColumns, jp + jc + nc - jr));
-                const Epilogue<C> epilogue{g.alpha, strip.adds(pc), strip.bias(jr, pc)};
-                kernel_for<C>(rows, columns, in_place)(kc, panel, g.a.row_stride, packed_b + (jr - jp) * kc, strip.at(ic + ir, jr),
-                                                       strip.stride(), columns, epilogue);
-              }
+              const Epilogue<C> epilogue{g.alpha, strip.adds(pc), strip.bias(jr, pc)};
+              kernel_for<C>(rows, columns, in_place)(kc, panel, g.a.row_stride, packed_b + (jr - jp) * kc, strip.at(ic + ir, jr),
+                                                     strip.stride(), columns, epilogue);
+            };
+            if (right_stays) {
+              for (int64_t jr = jp + jc; jr < end; jr += kColumns)
+                for (int64_t ir = 0; ir < mc; ir += kRows) tile(ir, jr);
+            } else {
+              for (int64_t ir = 0; ir < mc; ir += kRows)
+                for (int64_t jr = jp + jc; jr < end; jr += kColumns) tile(ir, jr);
             }
           }
         }
