@@ -9,7 +9,6 @@
 // whatever the order of summation; the same on the receiving side.
 #pragma once
 
-#include <algorithm>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
@@ -30,10 +29,9 @@ inline constexpr size_t kRingWindow = 4;  // receives posted ahead
 
 // An all-reduce so short that turns count and bytes do not, such as a loss or the norm of a gradient, is not passed round the ring:
 // everybody gathers in its scratch what all contribute and adds it, in the same order. ceil(log2 N) turns instead of 2(N-1).
-inline constexpr size_t kLongestGathered = 256;     // bytes of a rank
-inline constexpr size_t kMostGathered = 16 * 1024;  // of all
+inline constexpr size_t kLongestGathered = 256;  // bytes of a rank
 inline bool is_gathered(uint64_t bytes, int ranks, size_t scratch_bytes) {
-  return bytes > 0 && bytes <= kLongestGathered && bytes * static_cast<uint64_t>(ranks) <= std::min(kMostGathered, scratch_bytes);
+  return bytes > 0 && bytes <= kLongestGathered && bytes * static_cast<uint64_t>(ranks) <= scratch_bytes;
 }
 inline int gather_turns(int ranks) { return std::bit_width(static_cast<unsigned>(ranks - 1)); }
 

@@ -23,6 +23,7 @@ void add_bench_command(CLI::App& app, int& exit_code) {
   command->add_option("--count", flags->options.steps, "steps that count")->capture_default_str();
   command->add_flag("--json", flags->options.json, "print a JSON object");
   command->callback([flags, &exit_code] {
+    RZ_CONFIG_CHECK(!flags->job.sets("training.steps"), "bench runs as many steps as --warmup and --count say: give --count, not --steps");
     const ringzero::Job job = flags->job.load();
     exit_code = comm::run_ranks(launch_options(job), [&](comm::Communicator& comm) { bench(job, flags->options, comm); });
   });

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "tools/job_file.h"
 
 namespace rz::tools {
@@ -18,6 +20,10 @@ ringzero::Job JobFlags::load(const std::vector<std::string>& more) const {
   std::vector<std::string> all = overrides;
   all.insert(all.end(), more.begin(), more.end());
   return load_job(path, all);
+}
+
+bool JobFlags::sets(const std::string& field) const {
+  return std::ranges::any_of(overrides, [&](const std::string& text) { return text.starts_with(field + "="); });
 }
 
 void add_job_flags(CLI::App& command, JobFlags& flags, bool job_required, bool ranks_flag) {

@@ -15,6 +15,8 @@ struct JobFlags {
 
   // load_job with all of them; `more` come last.
   ringzero::Job load(const std::vector<std::string>& more = {}) const;
+  // Whether a flag sets `field`, as in "sharding.stage".
+  bool sets(const std::string& field) const;
 };
 
 // The positional job file, --set, and the shorthands for what people vary most. `flags` must outlive the parser; `ranks_flag`:

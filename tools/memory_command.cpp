@@ -161,6 +161,7 @@ void add_memory_command(CLI::App& app) {
     if (!flags->preset.empty()) return print_preset(*flags);
     RZ_CONFIG_CHECK(!flags->job.path.empty(), "give a job file, or --preset zero-paper");
     RZ_CONFIG_CHECK(!flags->ranks.empty() && !flags->stages.empty(), "give at least one number of ranks and one stage");
+    RZ_CONFIG_CHECK(!flags->job.sets("sharding.stage"), "memory computes the stages of --stages: give --stages, not --stage");
     check_measurable(*flags);
     if (flags->fit.empty()) run_table(*flags);
     else run_fit(*flags);

@@ -35,8 +35,8 @@ struct CrossEntropyResult {
 // any number of threads.
 CrossEntropyResult cross_entropy(const Tensor& logits, const Tensor& targets, const CrossEntropyOptions& options = {});
 
-// cross_entropy(x weight^T) for x [.., D], weight [V, D] without ever holding all the logits: chunk_rows rows at a time,
-// forward and again in backward (overwrite_logits is of no meaning here). chunk_rows 0: as many as fill about 8 MiB or a third of the
+// cross_entropy(x weight^T) for x [.., D], weight [V, D] without keeping the logits: chunk_rows rows at a time, forward and again in
+// backward (overwrite_logits is of no meaning here). chunk_rows 0: as many as fill about 8 MiB or a third of the
 // weight's bytes, at least 32, and with 16-bit types at least an eighth of all.
 CrossEntropyResult linear_cross_entropy(const Tensor& x, const Tensor& weight, const Tensor& targets,
                                         const CrossEntropyOptions& options = {}, int64_t chunk_rows = 0);

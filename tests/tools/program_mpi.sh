@@ -74,6 +74,11 @@ refused "a context longer than the data" "500000" "$work/job.textproto" --set tr
 refused "groups that do not divide the ranks" "groups of 2" "$work/job.textproto" --group-size 2
 refused "a batch smaller than the ranks" "batch of 2" "$work/job.textproto" --set training.batch=2
 refused "a truncated token file" "short.bin" "$work/job.textproto" --set "tokens={train_path: \"$work/short.bin\" validation_path: \"$work/short.bin\"}"
+for command in "memory --stage 3" "bench --steps 3"; do
+  read -r name flag value <<<"$command"
+  if "$ringzero" "$name" "$work/job.textproto" "$flag" "$value" >/dev/null 2>"$work/err"; then fail "$name $flag was accepted"; fi
+  grep -q -- "not $flag" "$work/err" || fail "$name does not say what to give instead of $flag"
+done
 touch "$work/file"
 if ranks 3 train "$work/job.textproto" --out "$work/file/run" >/dev/null 2>"$work/err"; then fail "an unwritable directory was accepted"; fi
 grep -q "$work/file" "$work/err" || fail "the unwritable directory is not named"

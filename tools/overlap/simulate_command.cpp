@@ -67,7 +67,7 @@ void add_simulate_command(CLI::App& app) {
   };
   add("--stage", "sharding.stage", "ZeRO stage: 0, 1, 2 or 3");
   add("--bucket", "sharding.bucket_mb", "bucket size in MiB, 0 = a bucket for each unit");
-  add("--prefetch", "sharding.prefetch", "stage 3: buckets whose weights are gathered ahead of use");
+  add("--prefetch", "sharding.prefetch", "stage 3: units whose weights are gathered ahead of use");
   add("--group-size", "sharding.group_size", "hierarchical rings: within groups of so many neighbours, then between groups; 0 = one ring");
   command->add_option("--overlap", "on, or off: every collective is waited for where it is issued")
       ->check(CLI::IsMember({"on", "off"}))
