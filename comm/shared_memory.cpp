@@ -32,6 +32,9 @@ constexpr int64_t kLongestVisitNs = 200'000'000;
 constexpr size_t round_up(size_t value) { return (value + kLine - 1) / kLine * kLine; }
 
 size_t scratch_bytes_of(size_t segment_bytes) { return round_up(kRingWindow * segment_bytes); }
+size_t mail_bytes_of(size_t segment_bytes) { return std::min(kMailBytes, scratch_bytes_of(segment_bytes) / 8 / kLine * kLine); }
+// Behind the scratch, and not in it: an operation by messages, which may use all of that, does not wait for those who have yet to read.
+size_t board_offset_of(size_t segment_bytes) { return scratch_bytes_of(segment_bytes) + 2 * mail_bytes_of(segment_bytes); }
 
 // Ranks that agree on it may try to map each other's memory: one kernel, one start of it, one host (or container) name.
 uint64_t machine_identity() {
@@ -82,7 +85,7 @@ const char* name(IntraNode value) {
 
 size_t collective_memory_bytes(size_t segment_bytes, int size) {
   const auto cells = static_cast<size_t>(std::min(size, SharedMemory::kMostRanks));
-  return scratch_bytes_of(segment_bytes) + (size == 1 ? 0 : sizeof(Board) + cells * sizeof(Cell));
+  return size == 1 ? scratch_bytes_of(segment_bytes) : board_offset_of(segment_bytes) + sizeof(Board) + cells * sizeof(Cell);
 }
 
 // What a rank tells all others about itself.
@@ -99,10 +102,11 @@ struct SharedMemory::Offer {
 };
 
 SharedMemory::SharedMemory(Wire& wire, IntraNode choice, size_t segment_bytes, std::shared_ptr<Storage> memory)
-    : memory_(std::move(memory)), board_offset_(scratch_bytes_of(segment_bytes)), rank_(wire.rank()) {
-  scratch_bytes_ = board_offset_;
-  mail_bytes_ = std::min(kMailBytes, scratch_bytes_ / 8 / kLine * kLine);
-  window_bytes_ = scratch_bytes_ - 2 * mail_bytes_;
+    : memory_(std::move(memory)),
+      board_offset_(board_offset_of(segment_bytes)),
+      mail_bytes_(mail_bytes_of(segment_bytes)),
+      window_bytes_(scratch_bytes_of(segment_bytes)),
+      rank_(wire.rank()) {
   const auto n = static_cast<size_t>(wire.size());
   Board& board = *new (memory_->data() + board_offset_) Board;
   for (int i = 0; i < std::min(wire.size(), kMostRanks); ++i) new (&cell_of(memory_->data(), i)) Cell;

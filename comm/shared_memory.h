@@ -1,7 +1,7 @@
 // SharedMemory: the ranks of one machine see each other's memory. Who they are, what is mapped where, and the flags through which
 // they tell each other about operations (comm/shared_operation.h).
 //
-// 1. A rank's piece of memory holds its staging window and two mailboxes (the collectives' scratch), and its board: for every peer a
+// 1. A rank's piece of memory holds its staging window (the collectives' scratch), two mailboxes, and its board: for every peer a
 //    cell, which the rank alone writes and that peer alone reads. All are in cache lines of their own.
 // 2. Ranks of one process use each other's pointers. A process reaches what another has in its shared range
 //    (runtime/core/allocator.h): that is mapped through /proc/PID/fd/FILE and has no name in any file system.
@@ -58,7 +58,7 @@ struct Board {
 
 static_assert(sizeof(Cell) == 448 && sizeof(Board) == 128);
 
-// Scratch and board of a rank of `size`; what a collective's progress thread holds from start to end.
+// Scratch, mailboxes and board of a rank of `size`; what a collective's progress thread holds from start to end.
 size_t collective_memory_bytes(size_t segment_bytes, int size);
 
 class SharedMemory {
@@ -116,9 +116,8 @@ class SharedMemory {
 
   std::shared_ptr<Storage> memory_;
   size_t board_offset_ = 0;
-  size_t scratch_bytes_ = 0;
-  size_t mail_bytes_ = 0;    // of a mailbox; two lie behind the staging window
-  size_t window_bytes_ = 0;  // of the staging window
+  size_t mail_bytes_ = 0;    // of a mailbox; two lie behind the scratch, before the board
+  size_t window_bytes_ = 0;  // of the staging window, which is the scratch
   int rank_ = 0;
   int here_ = 0;             // this rank's place among the machine's
   bool is_process_ = false;  // all near ranks are threads of this process

@@ -1,7 +1,9 @@
 #include "tests/support/conformance.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
+#include <thread>
 
 #include "tests/support/watchdog.h"
 
@@ -36,6 +38,7 @@ class Suite {
         for (const size_t count : conformance_sizes(n_, segment_bytes_)) all<T>(count);
       });
     }
+    late_readers();
     comm_.barrier().wait();
     return std::move(failures_);
   }
@@ -118,6 +121,22 @@ class Suite {
     auto data = filled<T>(count, rank_);
     comm_.broadcast(data.data(), count, dtype_of<T>, root).wait();
     compare("broadcast", data, filled<T>(count, root), ReduceOp::sum, Order::ring);
+  }
+
+  // A rank that has told its part and then computes reads what others told when they exchange messages already, which must leave it be.
+  void late_readers() {
+    constexpr size_t kCount = 20;  // more than a cache line tells, less than a mailbox of the smallest segments holds
+    for (int late = 0; late < n_; ++late) {
+      std::vector<float> data(kCount + kGuard, 9.0f);
+      std::fill_n(data.begin(), kCount, static_cast<float>(rank_ + 1));
+      Work work = comm_.all_reduce(data.data(), kCount, DType::f32, ReduceOp::sum);
+      if (rank_ == late) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+      work.wait();
+      comm_.probe();  // fills the whole scratch
+      std::vector<float> want(kCount + kGuard, 9.0f);
+      std::fill_n(want.begin(), kCount, static_cast<float>(n_ * (n_ + 1) / 2));
+      compare("all_reduce beside a late rank", data, want, ReduceOp::sum, Order::ring);
+    }
   }
 
   template <class T>
