@@ -13,10 +13,10 @@ namespace rz::cpu {
 
 namespace {
 
-// A panel of A stays in the L1 cache while all panels of a block of B, which stays in the L2 cache beside a block of A, pass by it; or, where
-// right_panel_stays, a panel of B while those of a block of A do. C is finished in strips of kStripN columns, so that what one block of k
-// leaves is still near when the next adds to it; B is packed once for each, unless one block of A is all of it: then block by block, while
-// it is near.
+// A panel of A stays in the L1 cache while all panels of a block of B, which stays in the L2 cache beside a block of A, pass by it; or,
+// where right_panel_stays, a panel of B while those of a block of A do. C is finished in strips of kStripN columns, so that what one block
+// of k leaves is still near when the next adds to it; B is packed once for each, unless one block of A is all of it: then block by block,
+// while it is near.
 constexpr int64_t kBlockK = 384;
 constexpr int64_t kBlockM = 480;
 constexpr int64_t kBlockN = 512;
@@ -33,11 +33,12 @@ int64_t block_length(int64_t length, int64_t most, int64_t unit) {
 int64_t block_k(int64_t k) { return block_length(k, kBlockK, 1); }
 int64_t block_m(int64_t m) { return block_length(m, kBlockM, kMicroRows); }
 
-// Whether panels of a packed A pass by one of B instead. Where B's panel is the wider one and leaves room for A's in an L1 cache of 32 KiB, less
-// is read per step; it pays for packing A where B has some panels, and for a B packed in one where A has several blocks.
+// Whether panels of a packed A pass by one of B instead. Where B's panel is the wider one and leaves room for A's in an L1 cache of 32 KiB,
+// less is read per step; it pays for packing A where B has some panels, and for a B packed in one where A has several blocks.
 template <class C>
 bool right_panel_stays(int64_t m, int64_t n) {
-  constexpr bool kFits = kMicroColumns<C> > kMicroRows && kMicroColumns<C> * kBlockK * static_cast<int64_t>(sizeof(C)) <= 24 << 10;
+  constexpr int64_t kColumns = kMicroColumns<C>;
+  constexpr bool kFits = kColumns > kMicroRows && kColumns * kBlockK * static_cast<int64_t>(sizeof(C)) <= 24 << 10;
   return kFits && m > kBlockM && n >= 256;
 }
 
