@@ -34,7 +34,7 @@ int64_t block_k(int64_t k) { return block_length(k, kBlockK, 1); }
 int64_t block_m(int64_t m) { return block_length(m, kBlockM, kMicroRows); }
 
 // Whether panels of a packed A pass by one of B instead. Where B's panel is the wider one and leaves room for A's in an L1 cache of 32 KiB,
-// less is read per step; it pays for packing A where B has some panels, and for a B packed in one where A has several blocks.
+// less is read per step. It pays for packing A where B has many panels, and where A has several blocks, for which B is packed as a whole.
 template <class C>
 bool right_panel_stays(int64_t m, int64_t n) {
   constexpr int64_t kColumns = kMicroColumns<C>;
