@@ -9,7 +9,7 @@ namespace rz::comm {
 Dry::Dry(int rank, int size, size_t segment_bytes)
     : rank_(rank),
       size_(size),
-      segment_bytes_(segment_bytes == 0 ? ProgressOptions{}.segment_bytes : segment_bytes),
+      segment_bytes_(segment_bytes == 0 ? ProgressOptions{}.segment_bytes : std::max(segment_bytes, least_segment_bytes(size))),
       scratch_(Storage::make(collective_memory_bytes(segment_bytes_, size), Category::communication, "collective scratch")),
       pulse_(std::make_shared<Pulse>()) {}
 

@@ -29,7 +29,7 @@ struct LaunchOptions {
   int ranks = 0;                                       // threads: how many (0 = 1); mpi: 0, or a number that mpirun's must equal
   double deadline_s = 0;           // longest wait without progress; 0 = RZ_COMM_DEADLINE_S from the environment, else 60
   IntraNode intra_node = IntraNode::automatic;  // automatic: $RZ_INTRA_NODE, if set; see comm/shared_memory.h. Messages over emulated links.
-  size_t segment_bytes = 0;        // pipelining unit, the same on all ranks; 0 = default. Never changes results.
+  size_t segment_bytes = 0;        // pipelining unit, the same on all ranks, at least least_segment_bytes(); 0 = default. Never changes results.
   size_t message_limit_bytes = 0;  // mpi: longest single message; 0 = 64 MiB
   bool handle_sigterm = true;      // mpi: SIGTERM prints what this rank waits for and who no longer answers, then exits 143
   uint64_t fuzz_seed = 0;          // above 0: random delays at every hand-over between threads, for tests (comm/fuzz.h)

@@ -35,7 +35,6 @@ int cores() {
 }  // namespace
 
 Progress::Progress(std::function<std::unique_ptr<Transport>()> open, const ProgressOptions& options) : options_(options) {
-  options_.segment_bytes = std::max<size_t>(options_.segment_bytes, 64);
   pulse_->deadline_s = options_.deadline_s;
   std::promise<void> opened;
   auto result = opened.get_future();
@@ -45,6 +44,7 @@ Progress::Progress(std::function<std::unique_ptr<Transport>()> open, const Progr
       transport_ = open();
       rank_ = transport_->rank();
       size_ = transport_->size();
+      options_.segment_bytes = std::max(options_.segment_bytes, least_segment_bytes(size_));
       scratch_ = Storage::make(collective_memory_bytes(options_.segment_bytes, size_), Category::communication, "collective scratch");
       who_ = fmt::format("rank {}/{} host {}", rank_, size_, host_name());
       pulse_->who = who_;

@@ -25,7 +25,7 @@ class RingPass {
  public:
   RingPass(Wire& wire, const Scratch& scratch, std::byte* full, size_t count, const Reduction& reduction)
       : wire_(wire), scratch_(scratch), full_(full), count_(count), reduction_(reduction), element_(size_bytes(reduction.dtype)) {
-    segment_ = std::max<size_t>(1, scratch.segment_bytes / element_);
+    segment_ = segment_elements(scratch.segment_bytes, element_);
   }
 
   // Runs `combining` steps and then `copying` steps. The sum of this rank's chunk goes to `own` if given, else stays in full.
@@ -150,8 +150,7 @@ void ordered_reduce_scatter(Wire& wire, const Scratch& scratch, std::byte* full,
   const int n = wire.size();
   const size_t element = size_bytes(r.dtype);
   const size_t peers = static_cast<size_t>(n - 1);
-  // Scratch holds one segment of every peer; the same on all ranks since it follows from N and the settings.
-  const size_t segment = std::max<size_t>(1, std::min(scratch.segment_bytes, scratch.bytes / peers) / element);
+  const size_t segment = ordered_segment_elements(scratch.segment_bytes, scratch.bytes, element, peers);
   const Chunk mine = chunk_of(count, wire.rank(), n);
   const auto segments = [segment](Chunk c) { return (c.length() + segment - 1) / segment; };
 

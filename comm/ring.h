@@ -9,6 +9,7 @@
 // whatever the order of summation; the same on the receiving side.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
@@ -26,6 +27,18 @@ struct Scratch {
   size_t segment_bytes = 0;
 };
 inline constexpr size_t kRingWindow = 4;  // receives posted ahead
+
+// Elements of a segment.
+inline size_t segment_elements(size_t segment_bytes, size_t element_bytes) { return std::max<size_t>(1, segment_bytes / element_bytes); }
+// Elements of a segment of sums in rank order, where one of every peer lies in the scratch at a time.
+inline size_t ordered_segment_elements(size_t segment_bytes, size_t scratch_bytes, size_t element_bytes, size_t peers) {
+  return segment_elements(std::min(segment_bytes, scratch_bytes / peers), element_bytes);
+}
+// The shortest segments with which a job runs: the scratch has room for the longest element of every peer.
+inline size_t least_segment_bytes(int ranks) {
+  constexpr size_t kLongestElement = 8;
+  return std::max<size_t>(64, (static_cast<size_t>(ranks) * kLongestElement + kRingWindow - 1) / kRingWindow);
+}
 
 // An all-reduce so short that turns count and bytes do not, such as a loss or the norm of a gradient, is not passed round the ring:
 // everybody gathers in its scratch what all contribute and adds it, in the same order. ceil(log2 N) turns instead of 2(N-1).

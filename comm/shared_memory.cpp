@@ -110,7 +110,7 @@ SharedMemory::SharedMemory(Wire& wire, IntraNode choice, size_t segment_bytes, s
   const auto n = static_cast<size_t>(wire.size());
   Board& board = *new (memory_->data() + board_offset_) Board;
   for (int i = 0; i < std::min(wire.size(), kMostRanks); ++i) new (&cell_of(memory_->data(), i)) Cell;
-  board.token = Registry::get().add(memory_);
+  board.token = registration_.token = Registry::get().add(memory_);
 
   const allocator::SharedRange range = allocator::shared_range();
   std::vector<Offer> offers(n);
@@ -124,7 +124,7 @@ SharedMemory::SharedMemory(Wire& wire, IntraNode choice, size_t segment_bytes, s
   };
   gather(offers);
 
-  peers_.resize(n);
+  peers_ = std::vector<Peer>(n);
   const Offer& mine = offers[static_cast<size_t>(rank_)];
   int places = 0;
   std::string refusal;
@@ -161,12 +161,9 @@ SharedMemory::SharedMemory(Wire& wire, IntraNode choice, size_t segment_bytes, s
   }
 }
 
-SharedMemory::~SharedMemory() {
-  Registry::get().remove(board_of(memory_->data()).token);
-  for (const Peer& peer : peers_) {
-    if (peer.mapped != nullptr) ::munmap(peer.mapped, peer.range_bytes);
-  }
-}
+SharedMemory::Registration::~Registration() { Registry::get().remove(token); }
+
+void Unmap::operator()(std::byte* range) const { ::munmap(range, bytes); }
 
 std::string SharedMemory::map(Peer& peer, const Offer& offer) {
   if (offer.process == ::getpid()) {
@@ -186,9 +183,8 @@ std::string SharedMemory::map(Peer& peer, const Offer& offer) {
   ::close(file);
   if (mapped == MAP_FAILED) return fmt::format("cannot map {}: {}", path, std::strerror(error));
   ::madvise(mapped, offer.range_bytes, MADV_DONTDUMP);
-  peer.mapped = static_cast<std::byte*>(mapped);
+  peer.mapped = {static_cast<std::byte*>(mapped), Unmap{offer.range_bytes}};
   peer.range_begin = offer.range_begin;
-  peer.range_bytes = offer.range_bytes;
   const bool fits = static_cast<uint64_t>(length) >= offer.range_bytes && offer.memory >= offer.range_begin &&
                     offer.memory - offer.range_begin + board_offset_ + sizeof(Board) <= offer.range_bytes;
   if (fits) peer.memory = translate(peer, offer.memory);

@@ -61,6 +61,11 @@ static_assert(sizeof(Cell) == 448 && sizeof(Board) == 128);
 // Scratch, mailboxes and board of a rank of `size`; what a collective's progress thread holds from start to end.
 size_t collective_memory_bytes(size_t segment_bytes, int size);
 
+struct Unmap {
+  size_t bytes = 0;
+  void operator()(std::byte* range) const;
+};
+
 class SharedMemory {
  public:
   static constexpr int kMostRanks = 64;  // of one machine that share
@@ -68,7 +73,6 @@ class SharedMemory {
   // `memory` has collective_memory_bytes(). COLLECTIVE over the whole job. Throws CommError, on all ranks alike, when ranks chose
   // differently, or sharing was demanded and is impossible.
   SharedMemory(Wire& wire, IntraNode choice, size_t segment_bytes, std::shared_ptr<Storage> memory);
-  ~SharedMemory();
   SharedMemory(const SharedMemory&) = delete;
   SharedMemory& operator=(const SharedMemory&) = delete;
 
@@ -83,13 +87,18 @@ class SharedMemory {
  private:
   friend class SharedOperation;
 
+  // Lets threads of this process find the memory, until its end.
+  struct Registration {
+    uint64_t token = 0;
+    ~Registration();
+  };
+
   struct Peer {
     bool is_near = false;  // shares memory
     int cell = 0;          // its place among the machine's ranks, and its cell on this rank's board
     std::shared_ptr<Storage> keep;  // of a rank of this process
-    std::byte* mapped = nullptr;    // of another process: its shared range
+    std::unique_ptr<std::byte, Unmap> mapped;  // of another process: its shared range
     uint64_t range_begin = 0;
-    size_t range_bytes = 0;
     std::byte* memory = nullptr;
     uint64_t calls = 0;  // told, and, between operations, heard
     uint64_t heard = 0;
@@ -98,7 +107,7 @@ class SharedMemory {
   struct Offer;
 
   std::byte* translate(const Peer& peer, uint64_t address) const {
-    return peer.mapped == nullptr ? reinterpret_cast<std::byte*>(address) : peer.mapped + (address - peer.range_begin);
+    return peer.mapped == nullptr ? reinterpret_cast<std::byte*>(address) : peer.mapped.get() + (address - peer.range_begin);
   }
   Board& board_of(std::byte* memory) const { return *reinterpret_cast<Board*>(memory + board_offset_); }
   Cell& cell_of(std::byte* memory, int index) const {
@@ -115,6 +124,7 @@ class SharedMemory {
   std::string map(Peer& peer, const Offer& offer);  // what went wrong
 
   std::shared_ptr<Storage> memory_;
+  Registration registration_;
   size_t board_offset_ = 0;
   size_t mail_bytes_ = 0;    // of a mailbox; two lie behind the scratch, before the board
   size_t window_bytes_ = 0;  // of the staging window, which is the scratch

@@ -34,14 +34,14 @@ void add_all_but(const TrafficQuestion& q, uint64_t segment, int but, uint64_t& 
 void add_reduce_scatter(const TrafficQuestion& q, WireCount& count) {
   const uint64_t element = size_bytes(q.dtype);
   if (q.order == Order::ring) {
-    const uint64_t segment = std::max<uint64_t>(1, q.segment_bytes / element);
+    const uint64_t segment = segment_elements(q.segment_bytes, element);
     add_all_but(q, segment, q.rank, count.sent_bytes, count.sent_messages);
     add_all_but(q, segment, q.rank - 1, count.received_bytes, count.received_messages);
     return;
   }
   // Each chunk straight to its owner: this rank takes its own from all others.
   const auto peers = static_cast<uint64_t>(q.size - 1);
-  const uint64_t segment = std::max<uint64_t>(1, std::min<uint64_t>(q.segment_bytes, q.scratch_bytes / peers) / element);
+  const uint64_t segment = ordered_segment_elements(q.segment_bytes, q.scratch_bytes, element, peers);
   add_all_but(q, segment, q.rank, count.sent_bytes, count.sent_messages);
   const Pieces own = one_chunk(q, q.rank, segment);
   count.received_bytes += peers * own.elements * element;
@@ -49,7 +49,7 @@ void add_reduce_scatter(const TrafficQuestion& q, WireCount& count) {
 }
 
 void add_all_gather(const TrafficQuestion& q, WireCount& count) {
-  const uint64_t segment = std::max<uint64_t>(1, q.segment_bytes / size_bytes(q.dtype));
+  const uint64_t segment = segment_elements(q.segment_bytes, size_bytes(q.dtype));
   add_all_but(q, segment, q.rank + 1, count.sent_bytes, count.sent_messages);
   add_all_but(q, segment, q.rank, count.received_bytes, count.received_messages);
 }

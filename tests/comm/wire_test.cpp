@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "comm/control.h"
+#include "comm/ring.h"
 #include "runtime/core/rank_context.h"
 #include "tests/support/ranks.h"
 
@@ -111,6 +112,25 @@ TEST(Wire, ScratchIsConstantAndInTheLedger) {
     comm.all_reduce(data.data(), data.size(), DType::f64, ReduceOp::max).wait();
     EXPECT_EQ(memory.peak().total, static_cast<int64_t>(comm.scratch_bytes()));
   });
+}
+
+// Whatever is asked for, the scratch has room for an element of every peer.
+TEST(Wire, SegmentsAreAtLeastWhatOrderedSumsOfAllRanksNeed) {
+  for (int n = 2; n <= 2048; ++n) {
+    const size_t segment = comm::least_segment_bytes(n), scratch = comm::kRingWindow * segment;
+    const auto peers = static_cast<size_t>(n - 1);
+    EXPECT_LE(peers * comm::ordered_segment_elements(segment, scratch, 8, peers) * 8, scratch) << n;
+  }
+  constexpr int kRanks = 37;
+  test::run_on_ranks(
+      kRanks,
+      [](Communicator& comm) {
+        std::vector<double> data(5 * kRanks);
+        for (size_t i = 0; i < data.size(); ++i) data[i] = static_cast<double>(i) + comm.rank();
+        comm.all_reduce(data.data(), data.size(), DType::f64, ReduceOp::sum, {.order = Order::ordered}).wait();
+        for (size_t i = 0; i < data.size(); ++i) EXPECT_EQ(data[i], kRanks * static_cast<double>(i) + kRanks * (kRanks - 1) / 2);
+      },
+      {.intra_node = comm::IntraNode::messages, .segment_bytes = 1});
 }
 
 // Hybrid sharding: reduce-scatter inside a group, all-reduce across groups, on one progress thread.

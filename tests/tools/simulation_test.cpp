@@ -13,6 +13,8 @@
 
 #include "comm/dry.h"
 #include "comm/progress.h"
+#include "comm/ring.h"
+#include "comm/traffic.h"
 #include "runtime/core/rank_context.h"
 #include "tests/support/ranks.h"
 #include "tools/dry_task.h"
@@ -95,6 +97,24 @@ TEST(VirtualNetwork, MovesWhenAllHaveBegunAndNotBefore) {
   // at rank 0 6200. In step 2 rank 0 passes on at 6200, which is at rank 1 at 7300; rank 1 at 5000, when its port is busy until 6000, which
   // is at rank 2 at 7100; rank 2 at 6100, which is at rank 0 at 7200.
   EXPECT_EQ(done_times(equal_links(1e9, 100e-9), three, {0, 5000, 0}), (std::vector<int64_t>{7200, 7300, 7100}));
+}
+
+TEST(VirtualNetwork, ReceivesTheMessagesOfARealRank) {
+  constexpr size_t kSegment = comm::ProgressOptions{}.segment_bytes;
+  for (const int n : {2, 3, 8, 48}) {
+    for (const size_t chunk : {size_t{1000}, size_t{56173}, size_t{4} * (comm::kRingWindow * kSegment / 47 / 4)}) {
+      for (const Order order : {Order::ring, Order::ordered}) {
+        for (const auto kind : {CollectiveKind::reduce_scatter, CollectiveKind::all_gather, CollectiveKind::all_reduce}) {
+          const size_t count = chunk * static_cast<size_t>(n);
+          SCOPED_TRACE(fmt::format("{} of {} elements, {} ranks, ordered {}", static_cast<int>(kind), count, n, order == Order::ordered));
+          const auto real = comm::traffic_of({kind, count, DType::f32, order, 0, n, 0, kSegment, comm::kRingWindow * kSegment});
+          const Received simulated = received(operation(kind, count * size_bytes(DType::f32), n, 1, order));
+          EXPECT_EQ(simulated.messages, static_cast<double>(1 + real.received_messages));
+          EXPECT_EQ(simulated.bytes, static_cast<double>(real.received_bytes));
+        }
+      }
+    }
+  }
 }
 
 TEST(VirtualNetwork, SendsChunksStraightToTheirOwnersInOrderedSums) {

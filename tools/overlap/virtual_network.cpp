@@ -26,8 +26,11 @@ size_t segments(size_t bytes, size_t segment) { return (bytes + segment - 1) / s
 size_t segment_length(size_t bytes, size_t segment, size_t j) { return std::min(segment, bytes - j * segment); }
 size_t segment_bytes() { return comm::ProgressOptions{}.segment_bytes; }
 size_t scratch_bytes() { return comm::kRingWindow * segment_bytes(); }
-// Of ordered sums, where all peers send at a time.
-size_t ordered_segment_bytes(size_t peers) { return std::max<size_t>(1, std::min(segment_bytes(), scratch_bytes() / peers)); }
+// Of ordered sums of `bytes`, where all peers send at a time. More than scalars are float32, mostly.
+size_t ordered_segment_bytes(uint64_t bytes, size_t peers) {
+  const size_t element = std::min<size_t>(element_bytes(bytes), 4);
+  return comm::ordered_segment_elements(segment_bytes(), scratch_bytes(), element, peers) * element;
+}
 
 bool is_gathered(const ScriptOperation& operation) {
   return operation.kind == CollectiveKind::all_reduce && comm::is_gathered(operation.bytes, operation.group_size, scratch_bytes());
@@ -43,7 +46,7 @@ Received received(const ScriptOperation& operation) {
   const size_t chunk = (operation.bytes + peers) / (peers + 1);
   const bool ordered = operation.order == comm::Order::ordered;
   size_t messages = 0;  // from each peer, or from the neighbour in each step
-  if (operation.kind != CollectiveKind::all_gather) messages += segments(chunk, ordered ? ordered_segment_bytes(peers) : segment_bytes());
+  if (operation.kind != CollectiveKind::all_gather) messages += segments(chunk, ordered ? ordered_segment_bytes(operation.bytes, peers) : segment_bytes());
   if (operation.kind != CollectiveKind::reduce_scatter) messages += segments(chunk, segment_bytes());
   const size_t passes = operation.kind == CollectiveKind::all_reduce ? 2 : 1;
   return {static_cast<double>(1 + peers * messages), static_cast<double>(passes * peers * chunk)};
@@ -178,7 +181,7 @@ void VirtualNetwork::ring_pass(const Members& group, uint64_t bytes, const Pass&
 void VirtualNetwork::ordered_reduce_scatter(const Members& group, uint64_t bytes, std::span<int64_t> times) {
   const int n = group.size;
   const auto peers = static_cast<size_t>(n - 1);
-  const size_t segment = ordered_segment_bytes(peers);
+  const size_t segment = ordered_segment_bytes(bytes, peers);
   const size_t most = segments(group.chunk_bytes(bytes, 0), segment);
   if (most == 0) return;
   if (static_cast<int64_t>(most) * n * (n - 1) > kMostMessages) {
