@@ -53,6 +53,9 @@ ProgressOptions progress_options(const LaunchOptions& options) {
   }
   RZ_CONFIG_CHECK(out.deadline_s > 0 && out.deadline_s < 1e7, "the communication deadline must be positive seconds, not {}",
                   out.deadline_s);
+  constexpr size_t kLongestSegment = size_t{1} << 40;
+  RZ_CONFIG_CHECK(options.segment_bytes <= kLongestSegment, "segments of {} bytes; valid: at most {}", options.segment_bytes,
+                  kLongestSegment);
   if (options.segment_bytes != 0) out.segment_bytes = options.segment_bytes;
   out.intra_node = options.intra_node;
   if (const char* text = std::getenv("RZ_INTRA_NODE"); text != nullptr && out.intra_node == IntraNode::automatic) {
@@ -123,18 +126,26 @@ std::vector<Ending> run_threads(int ranks, const LaunchOptions& options, const s
   if (options.network.has_value()) options.network->check_ranks(ranks);
   std::vector<Ending> endings(static_cast<size_t>(ranks));
   std::vector<std::thread> threads;
+  const auto run_one = [&](int r) {
+    const RankContextScope scope(RankContext::make(r));
+    Ending& ending = endings[static_cast<size_t>(r)];
+    try {
+      const auto open = [&] { return over_links(std::make_unique<ThreadTransport>(hub, r), options, progress_opts.deadline_s); };
+      auto progress = std::make_shared<Progress>(open, progress_opts);
+      ending = run_rank(progress, body);
+    } catch (const std::exception& e) {  // could not even begin: the others miss it at their deadline
+      ending = {std::current_exception(), fmt::format("rank {}/{}: {}", r, ranks, e.what()), 1};
+    }
+  };
   for (int r = 0; r < ranks; ++r) {
-    threads.emplace_back([&, r] {
-      const RankContextScope scope(RankContext::make(r));
-      Ending& ending = endings[static_cast<size_t>(r)];
-      try {
-        const auto open = [&] { return over_links(std::make_unique<ThreadTransport>(hub, r), options, progress_opts.deadline_s); };
-        auto progress = std::make_shared<Progress>(open, progress_opts);
-        ending = run_rank(progress, body);
-      } catch (const std::exception& e) {  // could not even begin: the others miss it at their deadline
-        ending = {std::current_exception(), fmt::format("rank {}/{}: {}", r, ranks, e.what()), 1};
-      }
-    });
+    try {
+      threads.emplace_back(run_one, r);
+    } catch (const std::exception& e) {  // the system gives no more: nor to those that follow
+      for (int missing = r; missing < ranks; ++missing)
+        endings[static_cast<size_t>(missing)] = {std::current_exception(),
+                                                 fmt::format("rank {}/{}: no thread for it: {}", missing, ranks, e.what()), 1};
+      break;
+    }
   }
   for (std::thread& t : threads) t.join();
   return endings;
@@ -163,6 +174,10 @@ int run_mpi(const LaunchOptions& options, const std::function<void(Communicator&
     body(comm);
   });
   print(ending);
+  if (progress->hangs()) {  // nobody can wait for its end
+    std::fflush(stdout);
+    std::_Exit(ending.code);
+  }
   return ending.code;
 }
 

@@ -21,7 +21,7 @@ namespace {
 constexpr const char* kUnaskedBytes = "270336";  // the default segment and Open MPI's header
 constexpr int kControlTag = 1;
 constexpr int kFirstTag = 2;  // of Channel's queues
-// How long giving up a request may take; a peer that is gone never completes it.
+// How long giving up all requests may take; a peer that is gone never completes them.
 constexpr int64_t kGiveUpNs = 50'000'000;
 constexpr int64_t kLingerNs = 150'000'000;
 
@@ -195,14 +195,14 @@ class MpiTransport final : public Transport {
 
   // Only after a failure. A receive can be cancelled; a send cannot, but either may be about to complete. What does not
   // complete in time is left to the end of the process, which is near.
-  static void give_up(MPI_Request& request, bool is_receive) noexcept {
+  void give_up(MPI_Request& request, bool is_receive) noexcept {
     if (request == MPI_REQUEST_NULL) return;
     if (is_receive) MPI_Cancel(&request);
-    const int64_t begun = steady_now_ns();
+    if (give_up_until_ns_ == 0) give_up_until_ns_ = steady_now_ns() + kGiveUpNs;
     int done = 0;
     do {
       if (MPI_Test(&request, &done, MPI_STATUS_IGNORE) != MPI_SUCCESS) return;
-    } while (!done && steady_now_ns() - begun < kGiveUpNs);
+    } while (!done && steady_now_ns() < give_up_until_ns_);
   }
 
   // What this rank said last must reach peers that it never spoke to before: they open its shared memory by name, which
@@ -225,6 +225,7 @@ class MpiTransport final : public Transport {
   std::deque<Letter> letters_;  // control messages on their way
   std::unique_ptr<ControlMessage> heard_ = std::make_unique<ControlMessage>();
   MPI_Request listening_ = MPI_REQUEST_NULL;
+  int64_t give_up_until_ns_ = 0;  // 0: nothing was given up
   std::mutex mutex_;
   std::condition_variable woken_;
   bool is_woken_ = false;

@@ -489,6 +489,9 @@ void Progress::call_roll(int64_t now_ns) {
 // The last part of the deadline (at most a second) is for the roll call; sooner when a rank has left.
 void Progress::check_patience() {
   const int64_t now = steady_now_ns();
+  // A process that was stopped has not waited meanwhile.
+  if (last_look_ns_ > last_progress_ns_ && now - last_look_ns_ > 1000 * kMillisecond) last_progress_ns_ += now - last_look_ns_;
+  last_look_ns_ = now;
   const int64_t still = now - last_progress_ns_;
   const int64_t deadline = to_ns(options_.deadline_s);
   const int64_t answer_time = std::min<int64_t>(deadline / 4, 1000 * kMillisecond);

@@ -94,6 +94,8 @@ class Progress final : private Patience, public std::enable_shared_from_this<Pro
 
   // "rank 2/4 host h"
   const std::string& who() const { return who_; }
+  // Has somebody who waited for it seen the thread stand still, beyond its deadline? Then nothing that is joined with it ends.
+  bool hangs() const;
 
  private:
   void loop();
@@ -156,6 +158,7 @@ class Progress final : private Patience, public std::enable_shared_from_this<Pro
   const Operation* current_ = nullptr;
   int64_t current_started_ns_ = 0;
   int64_t last_progress_ns_ = 0;
+  int64_t last_look_ns_ = 0;  // at the time that has passed since
   RollCall roll_;
   std::vector<Departure> departures_;
   bool someone_left_ = false;

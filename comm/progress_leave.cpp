@@ -4,6 +4,7 @@
 #include <cstdlib>
 
 #include "comm/progress.h"
+#include "comm/work_state.h"
 
 namespace rz::comm {
 
@@ -25,9 +26,13 @@ Farewell Progress::leave(LeaveReason reason, std::string text, double limit_s) {
   std::unique_lock lock(mutex_);
   leave_ = leave;
   transport_->wake();
-  left_.wait(lock, [&] { return leave->done; });
+  for (PulseWatch watch(*pulse_); !left_.wait_for(lock, PulseWatch::kSlice, [&] { return leave->done; });) {
+    if (watch.sees_a_hang()) return {.alike = false, .other = who_ + ": its progress thread hangs"};
+  }
   return leave->farewell;
 }
+
+bool Progress::hangs() const { return pulse_->hangs; }
 
 void Progress::run_leave() {
   std::shared_ptr<Leave> leave;

@@ -120,6 +120,10 @@ class SharedMemory {
   // False, and no visit: some member has closed.
   bool begin_visit(const Group& group);
   void end_visit();
+  struct VisitEnd {
+    SharedMemory& memory;
+    ~VisitEnd() { memory.end_visit(); }
+  };
 
   std::string map(Peer& peer, const Offer& offer);  // what went wrong
 

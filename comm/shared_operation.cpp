@@ -62,8 +62,10 @@ SharedOperation::Outcome SharedOperation::advance() {
       return Outcome::moved;
     case Stage::work:
       if (!memory_.begin_visit(group_)) return Outcome::blocked;
-      work_piece();
-      memory_.end_visit();
+      {
+        const SharedMemory::VisitEnd end{memory_};
+        work_piece();
+      }
       if (done_ < std::min(window_, length_ - begin_)) return Outcome::moved;
       end_step();
       stage_ = Stage::worked;

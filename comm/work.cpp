@@ -71,23 +71,14 @@ void Work::wait() const {
 }
 
 void Work::State::wait() {
-  constexpr std::chrono::milliseconds kSlice{100};
   if (!has_ended()) {
     if (const auto progress = runner.lock()) progress->help(*this);
   }
-  // The progress thread ends every operation within its deadline. Should it hang itself (inside the MPI library, say), its
-  // beats stop: that is counted in slices that this thread has lived through, so that a stopped process is not blamed.
-  uint64_t beats = pulse->beats.load(std::memory_order_relaxed);
-  double silent_s = 0;
+  PulseWatch watch(*pulse);
   while (!has_ended()) {
     std::unique_lock lock(mutex);
-    if (ended.wait_for(lock, kSlice, [&] { return has_ended(); })) break;
-    const uint64_t now = pulse->beats.load(std::memory_order_relaxed);
-    silent_s = now == beats ? silent_s + 0.1 : 0;
-    beats = now;
-    if (silent_s > pulse->deadline_s + 2) {
-      throw CommError(fmt::format("{}: this rank's progress thread has not moved for {:.1f} s", what(), silent_s));
-    }
+    if (ended.wait_for(lock, PulseWatch::kSlice, [&] { return has_ended(); })) break;
+    if (watch.sees_a_hang()) throw CommError(fmt::format("{}: this rank's progress thread has not moved for {:.1f} s", what(), watch.silent_s()));
   }
   if (!error.empty()) throw CommError(error);
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <memory>
 #include <mutex>
@@ -18,15 +19,40 @@ struct Group;
 // Signs of life of a progress thread, so that a waiting caller can tell a long operation from a thread that hangs.
 struct Pulse {
   std::atomic<uint64_t> beats{0};
+  mutable std::atomic<bool> hangs{false};  // somebody has watched it stand still
   double deadline_s = 60;
   std::string who;  // "rank 2/4 host h"
+};
+
+// The progress thread ends every operation within its deadline. Should it hang itself (inside the MPI library, say), its beats stop:
+// that is counted in slices that the watching thread has lived through, so that a stopped process is not blamed.
+class PulseWatch {
+ public:
+  static constexpr std::chrono::milliseconds kSlice{100};
+
+  explicit PulseWatch(const Pulse& pulse) : pulse_(pulse), beats_(pulse.beats.load(std::memory_order_relaxed)) {}
+  // After each slice.
+  bool sees_a_hang() {
+    const uint64_t now = pulse_.beats.load(std::memory_order_relaxed);
+    silent_s_ = now == beats_ ? silent_s_ + 0.1 : 0;
+    if (now != beats_) pulse_.hangs = false;
+    beats_ = now;
+    if (silent_s_ > pulse_.deadline_s + 2) pulse_.hangs = true;
+    return pulse_.hangs;
+  }
+  double silent_s() const { return silent_s_; }
+
+ private:
+  const Pulse& pulse_;
+  uint64_t beats_;
+  double silent_s_ = 0;
 };
 
 struct Work::State {
   std::mutex mutex;
   std::condition_variable ended;
   std::atomic<bool> is_done{false};  // set under the mutex, last
-  std::string error;  // empty = well
+  std::string error;                 // empty = well
   Fingerprint print;
   WorkTimes times;
   std::shared_ptr<const Pulse> pulse;

@@ -9,7 +9,7 @@ struct Schedule {
   enum class Kind : uint8_t { constant, linear, cosine };
   Kind kind = Kind::cosine;
   double learning_rate = 1e-3;        // after warm-up
-  double final_learning_rate = 0;     // at the last step (linear, cosine)
+  double final_learning_rate = 0;     // reached when all steps are done (linear, cosine): the last one is still above it
   int64_t warmup_steps = 0;           // step s < warmup_steps has learning_rate * (s + 1) / warmup_steps
   int64_t total_steps = 1;
 

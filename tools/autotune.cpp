@@ -29,7 +29,7 @@ ringzero::Job trial_of(const ringzero::Job& job) {
   training.set_check_replicas(false);
   // A scale that is found by skipping steps would leave none to look at.
   auto& scaling = *training.mutable_loss_scaling();
-  scaling.set_initial(std::max(1.0, scaling.smallest()));
+  scaling.set_initial(std::clamp(1.0, scaling.smallest(), scaling.largest()));
   return trial;
 }
 

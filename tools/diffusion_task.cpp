@@ -132,22 +132,43 @@ void DiffusionTask::restore(std::span<const float> state) {
   if (aware_) aware_->restore(std::vector<double>(state.begin(), state.end()));
 }
 
-std::vector<uint8_t> DiffusionTask::sample(const ringzero::Training& options, comm::Communicator& comm) {
+TrainedDiffusion DiffusionTask::as_trained() {
   TrainedDiffusion model;
   model.job = job_;
   model.info = info_;
   model.network = {std::shared_ptr<void>(), network_.get()};  // owns nothing
   model.process = validation_.process();
+  return model;
+}
+
+ImageSampleOptions DiffusionTask::sampling_of(const ringzero::Training& options) const {
   ImageSampleOptions sampling;
   sampling.count = options.sample_count();
   sampling.seed = seed_;
   if (options.sample_steps() > 0) sampling.sampler.steps = options.sample_steps();
+  return sampling;
+}
+
+void DiffusionTask::check_sampling(const ringzero::Training& options) {
+  TrainedDiffusion model = as_trained();
+  plan_sampling(model, sampling_of(options));
+}
+
+std::vector<uint8_t> DiffusionTask::sample(const ringzero::Training& options, comm::Communicator& comm) {
+  TrainedDiffusion model = as_trained();
+  const ImageSampleOptions sampling = sampling_of(options);
   const SamplingPlan plan = plan_sampling(model, sampling);
   const bool was_training = network_->training();
   network_->train(false);
-  auto images = sample_images(model, plan, sampling, comm);
-  network_->train(was_training);
-  return images;
+  const auto restored = [&](auto result) {
+    network_->train(was_training);
+    return result;
+  };
+  try {
+    return restored(sample_images(model, plan, sampling, comm));
+  } catch (const NotNumbers& problem) {
+    throw restored(problem);
+  }
 }
 
 EvaluationSum DiffusionTask::evaluate(models::SampleRange samples) {

@@ -6,6 +6,7 @@
 #include "models/data/image_pairs.h"
 #include "models/diffusion/objective.h"
 #include "tools/image_model.h"
+#include "tools/image_sample.h"
 #include "tools/task.h"
 
 namespace rz::tools {
@@ -54,10 +55,14 @@ class DiffusionTask final : public ImageTask {
   // What training draws times from, now.
   const models::diffusion::TimeDist& times() const { return *objective_.process().times; }
   const ImagesInfo& images() const { return info_; }
-  // The levels of training.sample_count images as the network draws them now; guidance 1. COLLECTIVE.
+  // The levels of training.sample_count images as the network draws them now; guidance 1. COLLECTIVE. NotNumbers as sample_images.
   std::vector<uint8_t> sample(const ringzero::Training& options, comm::Communicator& comm);
+  // ConfigError where it could not.
+  void check_sampling(const ringzero::Training& options);
 
  private:
+  TrainedDiffusion as_trained();
+  ImageSampleOptions sampling_of(const ringzero::Training& options) const;
   // What a sample's loss was, for the distribution of times.
   struct Seen {
     int64_t sample = 0;

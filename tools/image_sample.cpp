@@ -241,12 +241,20 @@ std::vector<uint8_t> sample_images(TrainedDiffusion& model, const SamplingPlan& 
   const auto labels = sample_labels(model, rounded);
   const int64_t begin = each * comm.rank(), end = begin + each;
   std::string own;
+  bool are_numbers = true;
   for (int64_t at = begin; at < end; at += options.batch) {
-    const auto part = levels(draw(model, plan, options, labels, at, std::min(end, at + options.batch)));
+    const auto values = draw(model, plan, options, labels, at, std::min(end, at + options.batch)).to_vector<float>();
+    are_numbers = are_numbers && std::ranges::none_of(values, [](float x) { return std::isnan(x); });
+    if (!are_numbers) continue;
+    const auto part = levels_of(values);
     own.append(part.begin(), part.end());
   }
+  if (!are_numbers) own.clear();
   std::vector<uint8_t> images;
-  for (const auto& part : checkpoint::gather_strings(comm, own)) images.insert(images.end(), part.begin(), part.end());
+  for (const auto& part : checkpoint::gather_strings(comm, own)) {
+    if (part.empty()) throw NotNumbers("what was drawn is not a number: the network diverges, or the sampler with it");
+    images.insert(images.end(), part.begin(), part.end());
+  }
   images.resize(static_cast<size_t>(options.count * model.info.size.values()));
   return images;
 }

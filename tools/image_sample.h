@@ -81,8 +81,13 @@ std::vector<int32_t> sample_labels(const TrainedDiffusion& model, const ImageSam
 models::diffusion::Conditioning conditioning_of(const TrainedDiffusion& model, const std::vector<int32_t>& labels, int64_t begin, int64_t end);
 Tensor start_of_samples(const TrainedDiffusion& model, const SamplingPlan& plan, const ImageSampleOptions& options, int64_t begin, int64_t end);
 
+class NotNumbers : public Error {
+ public:
+  using Error::Error;
+};
+
 // The levels of all samples in their order, on every rank: the same for any number of ranks and any batch. Every rank makes as many
-// forwards. COLLECTIVE.
+// forwards. NotNumbers, on all ranks alike, where some rank drew what is not a number. COLLECTIVE.
 std::vector<uint8_t> sample_images(TrainedDiffusion& model, const SamplingPlan& plan, const ImageSampleOptions& options, comm::Communicator& comm);
 
 // `options.count` samples whose noises lie evenly on the great circle from that of sample `from` to that of `to`, both ends included, all of

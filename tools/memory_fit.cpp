@@ -99,11 +99,14 @@ std::string what_would_fit(const ringzero::Job& given, int ranks, int64_t limit_
     };
     for (int64_t s = stage + 1; s <= 3; ++s)
       if (consider(fmt::format("--stage {}", s), s, micros, recompute)) break;
-    for (const Recompute r : {ringzero::Training::SELECTIVE, ringzero::Training::FULL})
+    std::vector<Recompute> more;  // that this network has
+    if (given.has_transformer()) more.push_back(ringzero::Training::SELECTIVE);
+    if (!given.has_classifier()) more.push_back(ringzero::Training::FULL);
+    for (const Recompute r : more)
       if (r != recompute && consider(fmt::format("--recompute {}", ringzero::Training::Recompute_Name(r)), stage, micros, r)) break;
     for (int64_t m = micros * 2; m <= share; m *= 2)
       if (consider(fmt::format("--accumulate {} (smaller micro-batches)", m), stage, m, recompute)) break;
-    if (lines.empty())
+    if (lines.empty() && !more.empty())
       for (int64_t m = micros; m <= share; m *= 2)
         if (consider(fmt::format("--stage 3 --recompute FULL --accumulate {}", m), 3, m, ringzero::Training::FULL)) break;
     if (!lines.empty()) return "what would fit:\n" + lines;

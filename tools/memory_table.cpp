@@ -81,7 +81,7 @@ ringzero::Job job_of_cell(const ringzero::Job& given, int ranks, int64_t stage, 
   job.mutable_sharding()->set_stage(stage);
   auto& training = *job.mutable_training();
   training.set_steps(steps);
-  training.set_batch(std::max(training.batch(), ranks * training.accumulate()));
+  training.set_batch(std::max(training.batch(), least_batch(job, ranks)));
   training.set_evaluate_every(0);
   training.set_save_every(0);
   if (training.evaluate_sequences() == 0) {

@@ -41,7 +41,7 @@ Plan make_plan(const ringzero::Job& given, const PlanOptions& options) {
   const auto start = std::chrono::steady_clock::now();
   Plan plan;
   ringzero::Job job = given;
-  if (const int64_t least = options.ranks * job.training().accumulate(); job.training().batch() < least) {
+  if (const int64_t least = least_batch(job, options.ranks); job.training().batch() < least) {
     plan.notes.push_back(fmt::format("training.batch is {}: planned with {}, one sequence for each rank and micro-batch", job.training().batch(), least));
     job.mutable_training()->set_batch(least);
   }

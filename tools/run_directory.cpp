@@ -86,9 +86,10 @@ RunDirectory RunDirectory::create(const std::string& path, const std::string& jo
   RunDirectory run(path);
   std::error_code error;
   const bool has_metrics = fs::exists(run.metrics_path(), error) && fs::file_size(run.metrics_path(), error) > 0;
-  RZ_CONFIG_CHECK(!has_metrics && !holds_checkpoint(path),
-                  "{} holds a run ({}): go on with it by --resume, or choose another folder with --out", path,
-                  has_metrics ? "metrics.jsonl" : "checkpoint");
+  const bool has_checkpoint = holds_checkpoint(path);
+  RZ_CONFIG_CHECK(!has_metrics && !has_checkpoint, "{} holds a run ({}): {} choose another folder with --out", path,
+                  has_metrics ? "metrics.jsonl" : "checkpoint",
+                  has_checkpoint ? "go on with it by --resume, or" : "it ended before its first checkpoint; remove it, or");
   const bool had_job = fs::exists(run.job_path(), error);
   MadeFolders folders;
   try {
@@ -110,6 +111,8 @@ RunDirectory RunDirectory::resume(const std::string& path, const std::string& jo
   RZ_CONFIG_CHECK(fs::exists(run.metrics_path()), "{} holds no run to resume: {} is missing", path, run.metrics_path());
   try {
     run.drop_metrics_after(resumed_step);
+    for (const int64_t step : sampled_steps(path))
+      if (step > resumed_step) fs::remove(sample_path(path, step));
     MadeFolders folders;
     folders.make(fs::path(run.checkpoint_path()));
     folders.keep();
@@ -164,6 +167,11 @@ void RunDirectory::append_metrics(const ordered_json& line) {
     }
     throw;
   }
+}
+
+bool RunDirectory::has_summary() const {
+  std::error_code error;
+  return fs::exists(summary_path(), error);
 }
 
 void RunDirectory::write_summary(const ordered_json& summary) const { write_file_atomically(summary_path(), to_text(summary, 2) + "\n"); }

@@ -18,7 +18,7 @@ class RunDirectory {
   // A new run in `path`, made with its parents when missing. ConfigError when it cannot be written, or when it holds a run
   // (metrics or a checkpoint). On an error nothing that this made stays.
   static RunDirectory create(const std::string& path, const std::string& job_text);
-  // Goes on with the run in `path` after `resumed_step` steps: metrics of later steps, which will be computed again, are dropped.
+  // Goes on with the run in `path` after `resumed_step` steps: metrics and pictures of later steps, which will be computed again, are dropped.
   // ConfigError when there is no run or its metrics are damaged (a torn last line is not damage).
   static RunDirectory resume(const std::string& path, const std::string& job_text, int64_t resumed_step);
 
@@ -42,6 +42,7 @@ class RunDirectory {
   // Appends a line for a step: an object with an integer "step". Numbers print in their shortest form that reads back the same; what is
   // not finite prints as null. rz::Error when the line cannot be written; the file then ends with the line before.
   void append_metrics(const nlohmann::ordered_json& line);
+  bool has_summary() const;
   // Writes summary.json, replacing an older one at once.
   void write_summary(const nlohmann::ordered_json& summary) const;
 

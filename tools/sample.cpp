@@ -36,6 +36,8 @@ std::vector<int32_t> encode_prompt(const Vocabulary& vocabulary, const std::stri
 
 }  // namespace
 
+void check_prompt(const Vocabulary& vocabulary, const std::string& prompt) { encode_prompt(vocabulary, prompt); }
+
 std::string sample_text(models::Transformer& model, const Vocabulary& vocabulary, const ringzero::Sample& sample, uint64_t seed) {
   const auto prompt = encode_prompt(vocabulary, sample.prompt());
   const auto tokens = models::generate(model, prompt, sample.tokens(), {sample.temperature(), sample.top_k(), sample.top_p(), seed});

@@ -14,6 +14,8 @@ namespace rz::tools {
 
 // The prompt and what the model makes of it; tokens as numbers where the vocabulary is not text. An empty prompt starts at a line's
 // beginning. ConfigError for a prompt that the vocabulary cannot spell. COLLECTIVE when the model is distributed.
+// ConfigError where the model's vocabulary lacks some of the prompt.
+void check_prompt(const Vocabulary& vocabulary, const std::string& prompt);
 std::string sample_text(models::Transformer& model, const Vocabulary& vocabulary, const ringzero::Sample& sample, uint64_t seed);
 
 struct SampleOptions {

@@ -54,6 +54,7 @@ optim::LossScaling loss_scaling(const ringzero::Training& t) {
 }  // namespace
 
 bool sums_exactly(const ringzero::Job& job) { return job.sharding().reduction() == ringzero::Sharding::EXACT; }
+int64_t least_batch(const ringzero::Job& job, int ranks) { return sums_exactly(job) ? 1 : ranks * job.training().accumulate(); }
 optim::MicroBatches micro_batches(const ringzero::Job& job) { return {job.training().batch(), std::max<int64_t>(1, job.training().micro_batch())}; }
 
 std::unique_ptr<optim::Optimizer> make_optimizer(const ringzero::Optimizer& message) {
@@ -103,8 +104,8 @@ std::optional<comm::NetworkSpec> network_of(const ringzero::Job& job) {
 
 void check_batch(const ringzero::Job& job, int ranks) {
   const auto& t = job.training();
-  const int64_t least = ranks * t.accumulate();
-  RZ_CONFIG_CHECK(sums_exactly(job) || t.batch() >= least, "a batch of {} sequences gives some of {} ranks x {} micro-batches nothing to do; training.batch must be at least {}",
+  const int64_t least = least_batch(job, ranks);
+  RZ_CONFIG_CHECK(t.batch() >= least, "a batch of {} sequences gives some of {} ranks x {} micro-batches nothing to do; training.batch must be at least {}",
                   t.batch(), ranks, t.accumulate(), least);
 }
 

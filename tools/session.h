@@ -29,6 +29,8 @@ std::optional<comm::NetworkSpec> network_of(const ringzero::Job& job);
 
 // Exact sums, and the fixed list of micro-batches that they need.
 bool sums_exactly(const ringzero::Job& job);
+// The smallest batch in which every rank has something to do in every micro-batch; with exact sums ranks may have none.
+int64_t least_batch(const ringzero::Job& job, int ranks);
 optim::MicroBatches micro_batches(const ringzero::Job& job);
 
 // ConfigError when some rank would have nothing to do.

@@ -79,14 +79,17 @@ class Run {
       if (t.save_every() > 0 && done % t.save_every() == 0 && done < t.steps()) save(done);
     }
     session_.meter().finish();
-    if (first_step_ >= t.steps()) validation_loss_ = session_.evaluate();
+    if (!trained()) validation_loss_ = session_.evaluate();
     save(t.steps());
-    write_trace();
+    if (trained()) write_trace();
     if (progress_) progress_->finish();
     finish(seconds_since(start));
   }
 
  private:
+  // Otherwise what it resumes was done: what that left behind stays.
+  bool trained() const { return first_step_ < job_.training().steps(); }
+
   // The job with a number for `bucket_mb: auto`: that of the run which is resumed, else what trial steps say.
   ringzero::Job with_bucket_chosen(ringzero::Job job) {
     if (job.sharding().bucket_mb() != kAuto) return job;
@@ -102,6 +105,7 @@ class Run {
   }
 
   void open() {
+    check_samples();
     auto& files = checkpoint::real_file_system();
     const std::string text = effective_text(job_);
     const std::string saved = RunDirectory::checkpoint_path(path_);
@@ -249,16 +253,18 @@ class Run {
     summary["reduction"] = ringzero::Sharding::Reduction_Name(job_.sharding().reduction());
     summary["group_size"] = job_.sharding().group_size();
     summary["steps"] = job_.training().steps();
-    summary["final_loss"] = last_.loss;
+    summary["final_loss"] = trained() ? nlohmann::ordered_json(last_.loss) : nlohmann::ordered_json();
     summary["val_loss"] = validation_loss_;
     summary["weights_digest"] = fmt::format("{:016x}", session_.sharded().weights_digest());
     summary[items_ + "_per_s"] = training_seconds_ > 0 ? static_cast<double>(tokens_) / training_seconds_ : 0.0;
     summary["train_seconds"] = training_seconds_;
     summary["wall_seconds"] = wall_seconds;
     add_rank_summaries(summary, session_, comm_, baseline_bytes_);
-    on_rank_zero(comm_, "summary", [&] { directory_->write_summary(summary); });
+    on_rank_zero(comm_, "summary", [&] {
+      if (trained() || !directory_->has_summary()) directory_->write_summary(summary);
+    });
     std::string sample;
-    if (job_.has_sample() && job_.sample().tokens() > 0) sample = generate_sample();
+    if (generates_text()) sample = generate_sample();
     if (!speaker_) return;
     if (options_.json) {
       fmt::print("{}\n", summary.dump(2));
@@ -273,12 +279,20 @@ class Run {
 
   bool scales_loss() const { return job_.training().precision() == ringzero::Training::F16; }
 
+  bool generates_text() const { return job_.has_sample() && job_.sample().tokens() > 0; }
+  Vocabulary vocabulary() { return parse_vocabulary(session_.task().generation_json(), path_); }
+
+  // What could not be drawn or written after hours of training is known now.
+  void check_samples() {
+    if (generates_text() && dynamic_cast<LanguageTask*>(&session_.task()) != nullptr) check_prompt(vocabulary(), job_.sample().prompt());
+    if (job_.training().sample_every() > 0) dynamic_cast<DiffusionTask&>(session_.task()).check_sampling(job_.training());
+  }
+
   std::string generate_sample() {
     auto* language = dynamic_cast<LanguageTask*>(&session_.task());
     if (language == nullptr) return {};
     std::string text;
-    session_.with_sampled_weights(
-        [&] { text = sample_text(language->transformer(), parse_vocabulary(session_.task().generation_json(), path_), job_.sample(), job_.seed()); });
+    session_.with_sampled_weights([&] { text = sample_text(language->transformer(), vocabulary(), job_.sample(), job_.seed()); });
     return text;
   }
 
@@ -286,7 +300,14 @@ class Run {
   void draw_samples(int64_t done) {
     auto& task = dynamic_cast<DiffusionTask&>(session_.task());
     std::vector<uint8_t> images;
-    session_.with_sampled_weights([&] { images = task.sample(job_.training(), comm_); });
+    session_.with_sampled_weights([&] {
+      try {
+        images = task.sample(job_.training(), comm_);
+      } catch (const NotNumbers& problem) {  // on all ranks alike; a network that has just begun may do better later
+        if (speaker_) std::fprintf(stderr, "ringzero: step %lld: no picture: %s\n", static_cast<long long>(done), problem.what());
+      }
+    });
+    if (images.empty()) return;
     on_rank_zero(comm_, "samples", [&] {
       std::filesystem::create_directories(samples_directory(path_));
       const Sheet sheet = image_sheet(task.images().size, images, kSampleColumns, task.images().padding);

@@ -106,6 +106,7 @@ void ShardedModel::map_units() {
     if (!buckets.empty()) gather_follows_[*buckets.begin()] = 1;
     for (size_t b : buckets) last_user[b] = &span;
   }
+  backward_at_ = std::ssize(order_);
   reduction_window_bytes_ = options_.units_in_reduction * largest_bytes;
   for (auto& [bucket, span] : last_user) span->last_used_here.push_back(bucket);
   // Backward ends with the first unit: nothing is gathered after that.
@@ -156,7 +157,9 @@ void ShardedModel::prefetch(int64_t from, int direction) {
   const auto is_unit = [this](int64_t index) { return index >= 0 && index < std::ssize(order_); };
   const std::vector<size_t>* before = is_unit(from) ? &order_[static_cast<size_t>(from)]->buckets : &none;
   int left = options_.prefetch;
-  for (int64_t next = from + direction; left > 0 && is_unit(next); next += direction) {
+  // A forward that is computed again stops where backward has been: nobody needs the weights of what follows any more.
+  const auto is_done = [&](int64_t index) { return direction > 0 && index >= backward_at_; };
+  for (int64_t next = from + direction; left > 0 && is_unit(next) && !is_done(next); next += direction) {
     const std::vector<size_t>& buckets = order_[static_cast<size_t>(next)]->buckets;
     // A unit whose weights came with the one before is not ahead of it.
     if (buckets != *before) --left;
@@ -206,6 +209,7 @@ Tensor ShardedModel::run(nn::Module& unit, std::vector<Tensor> inputs, const nn:
   Tensor bounded = output.view_alias();
   return autograd::record("unit boundary", bounded, {output}, [this, &span](const Tensor& grad, autograd::InputGradients& in) {
     slowdown_.end();
+    backward_at_ = span.index;
     gather_for(span, -1);
     if (reduces_now()) launch_ready_reductions(false);
     if (trace::Recorder* recorder = trace::current()) recorder->set({Activity::backward, recorder->intern(span.name)});
@@ -282,6 +286,7 @@ void ShardedModel::backward(const Tensor& loss, double scale, bool counts) {
     slowdown_.begin();
     autograd::backward(loss, backward_options);
     slowdown_.end();
+    backward_at_ = std::ssize(order_);
   }
   {
     PhaseScope phase(Phase::reduce);

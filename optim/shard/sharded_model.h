@@ -178,6 +178,7 @@ class ShardedModel final : public nn::UnitObserver, public autograd::GradientSin
   std::unordered_map<const nn::Module*, std::vector<size_t>> layer_buckets_;  // of modules that announce their uses
   const UnitSpan* in_forward_ = nullptr;                                      // the unit whose forward runs; not where it is computed again
   std::vector<const UnitSpan*> order_;                                        // of forward
+  int64_t backward_at_ = 0;  // the unit that backward came to last, while it runs; else as many as there are
   int64_t reduction_window_bytes_ = 0;                                        // of transient gradients that wait for their reduction
   int64_t reducing_bytes_ = 0;
   std::vector<char> gather_follows_;  // by bucket: when it is ready, backward gathers the next unit's weights

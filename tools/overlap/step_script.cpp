@@ -180,7 +180,7 @@ StepScript dry_script(const ringzero::Job& given, int ranks) {
   RZ_CONFIG_CHECK(ranks >= 1, "ranks must be 1 or more, not {}", ranks);
   std::vector<std::string> notes;
   ringzero::Job job = given;
-  if (const int64_t least = ranks * job.training().accumulate(); job.training().batch() < least) {
+  if (const int64_t least = least_batch(job, ranks); job.training().batch() < least) {
     notes.push_back(
         fmt::format("training.batch is {}: simulated with {}, one sequence for each rank and micro-batch", job.training().batch(), least));
     job.mutable_training()->set_batch(least);

@@ -54,9 +54,11 @@ std::vector<std::string> usual_values(Predictor& predictor, const WhatIf& base, 
 
 // The link of `base`, or the recorded one, at another rate.
 std::string at_rate(const Predictor& predictor, const WhatIf& base, const std::string& rate) {
-  comm::LinkSpec link = base.link ? comm::parse_network(*base.link).inside : predictor.recorded().network.inside;
-  link.bytes_per_s = comm::parse_network(rate).inside.bytes_per_s;
-  return link.str();
+  comm::NetworkSpec network = base.link ? comm::parse_network(*base.link) : predictor.recorded().network;
+  network.inside.bytes_per_s = comm::parse_network(rate).inside.bytes_per_s;
+  std::string out = network.inside.str();
+  for (const auto& pair : network.exceptions) out += fmt::format(";{}>{}={}", pair.from, pair.to, pair.link.str());
+  return out;
 }
 
 WhatIf at(const Predictor& predictor, const WhatIf& base, SweepOver over, const std::string& value) {

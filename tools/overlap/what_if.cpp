@@ -4,6 +4,7 @@
 
 #include "runtime/core/error.h"
 #include "tools/job_file.h"
+#include "tools/session.h"
 
 namespace rz::tools {
 
@@ -55,6 +56,12 @@ Prediction Predictor::predict(const WhatIf& what) {
   const ringzero::Job job = job_of(what);
   Prediction out;
   out.ranks = what.ranks.value_or(recorded_.ranks);
+  if (const int64_t count = sums_exactly(job) ? micro_batches(job).count() : 0; out.ranks != recorded_.ranks)
+    for (const int ranks : {recorded_.ranks, out.ranks})
+      RZ_CONFIG_CHECK(count % ranks == 0,
+                      "the {} micro-batches of exact sums do not fall evenly on {} ranks, who would compute for different times: simulate a number of "
+                      "ranks, from a recording of one, that divides them",
+                      count, ranks);
   const StepScript& script = script_of(job, out.ranks);
   out.network = network_of(what);
   out.network.check_ranks(out.ranks);
