@@ -76,7 +76,8 @@ StepResult Trainer::step(int64_t step, const std::function<MicroLoss(int64_t)>& 
   const Totals totals = model_.exact() != nullptr ? accumulate_exactly(step, forward, result.repeats) : accumulate(forward);
   result.loss_scale = scaler_.scale();
   result.gradient_norm = std::sqrt(totals.squared_norm) / result.loss_scale;
-  result.loss = totals.loss_sum / totals.count;
+  // In a dry run nobody else is there to count samples for a rank that has none.
+  result.loss = dry_run() && totals.count == 0 ? 0 : totals.loss_sum / totals.count;
   result.items = static_cast<int64_t>(totals.count);
   result.learning_rate = schedule_.at(step);
   if (!std::isfinite(result.loss) || !std::isfinite(result.gradient_norm)) {

@@ -6,6 +6,7 @@
 
 #include "models/diffusion/state.h"
 #include "runtime/autograd/grad_mode.h"
+#include "runtime/core/rank_context.h"
 #include "runtime/ops/ops.h"
 
 namespace rz::models::diffusion {
@@ -28,7 +29,8 @@ Tensor terms(const Steps& steps, const Tensor& x0, const Tensor& denoised, const
   const Tensor squares = ops::mul(ops::square(gap), ops::exp(ops::neg(log_p)));
   const Tensor kl = ops::scale(ops::add(ops::sub(ops::exp(log_ratio), ops::shift(log_ratio, 1)), squares), 0.5);
   Tensor nats_B = mean_per_sample(kl);
-  if (std::find(steps.last.begin(), steps.last.end(), 1.0) != steps.last.end()) {
+  // A dry run plans for the steps that draw the first time: they hold most.
+  if (dry_run() || std::find(steps.last.begin(), steps.last.end(), 1.0) != steps.last.end()) {
     std::vector<double> others;
     for (const double last : steps.last) others.push_back(1 - last);
     // The posterior's mean is the denoised x0 there: its factor is 1, that of x_t is 0.

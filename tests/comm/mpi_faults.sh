@@ -82,6 +82,30 @@ strike() { # ranks case victim signal limit-ms regex...
   verdict "SIG$signal, $name on $ranks ranks" $code $elapsed "$limit" "$output" "$@"
 }
 
+# All ranks stand still for longer than the deadline, as under a debugger or on a machine that sleeps; then they go on.
+pause_all() { # ranks
+  local ranks=$1 output=$work/out job
+  export RZ_PID_DIR=$work/pids
+  rm -rf "$RZ_PID_DIR" && mkdir "$RZ_PID_DIR"
+  timeout -k 5 60 bash -c "$(declare -f launch); binary='$binary' backing='$backing' launch $ranks paused" >"$output" 2>&1 &
+  job=$!
+  for _ in $(seq 100); do
+    [ "$(ls "$RZ_PID_DIR" | grep -vc tmp)" -eq "$ranks" ] && break
+    sleep 0.05
+  done
+  sleep 0.3
+  kill -STOP $(cat "$RZ_PID_DIR"/*)
+  sleep 4
+  kill -CONT $(cat "$RZ_PID_DIR"/*)
+  if wait $job && grep -q "PASSED paused on $ranks ranks" "$output"; then
+    echo "ok     paused on $ranks ranks"
+  else
+    echo "FAILED paused on $ranks ranks"
+    sed 's/^/    | /' "$output"
+    failures=$((failures + 1))
+  fi
+}
+
 every() { # ranks text: one pattern per rank
   for r in $(seq 0 $(($1 - 1))); do printf '%s\n' "^ringzero: rank $r/$1 .*$2"; done
 }
@@ -97,6 +121,11 @@ for n in 2 4; do
   mapfile -t patterns < <(every $n "the dog ate the shard")
   expect $n exception 5000 "${patterns[@]}"
 done
+mapfile -t patterns < <(every 4 "the dog ate the shard")
+RZ_INTRA_NODE=messages expect 4 exception_large 8000 "${patterns[@]}"
+# Each says so itself: nobody can join a thread that hangs.
+mapfile -t patterns < <(every 3 "this rank's progress thread has not moved")
+RZ_INTRA_NODE=messages expect 3 hung_threads 9000 "${patterns[@]}"
 mapfile -t patterns < <(every 3 "cannot read weights.bin")
 expect 3 config_one 6000 "${patterns[@]}"
 expect 3 config 5000 "^ringzero: width 65 is not divisible by 4 heads$"
@@ -120,6 +149,9 @@ unset RZ_TEST_LINK
 # Nobody is struck here (CONT does nothing): the odd rank computes for ever, and answers.
 mapfile -t patterns < <(every 3 "rank 2 answers but has not called op#2 \(called 1, idle\)" | grep -v "rank 2/")
 strike 3 hung 0 CONT 7000 "${patterns[@]}"
+
+pause_all 3
+RZ_INTRA_NODE=messages pause_all 3
 
 echo "$failures failures"
 [ $failures -eq 0 ]

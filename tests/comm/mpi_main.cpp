@@ -4,14 +4,17 @@
 //   test_comm_mpi bits RANKS      sums through shared memory against their definition
 //   test_comm_mpi FAULT RANKS     misbehaves as the name says; the caller (mpi_faults.sh) checks what is printed
 // $RZ_TEST_LINK, if set, are emulated links (comm/link_model.h).
-// Faults: count, kind, missing, extra, exception, config, config_one, silent_exit, and steady, hung, idle, which write
-// their process ids to $RZ_PID_DIR/RANK and wait to be killed or stopped.
+// Faults: count, kind, missing, extra, exception, exception_large, hung_threads, config, config_one, silent_exit, and steady, hung, idle,
+// paused, which write their process ids to $RZ_PID_DIR/RANK and wait to be killed or stopped.
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <string>
 #include <thread>
@@ -87,6 +90,20 @@ void write_pid(const Communicator& comm) {
   std::rename((path + ".tmp").c_str(), path.c_str());
 }
 
+// As if the MPI library hung: all threads of this process but the caller sleep in a signal handler for ever.
+void freeze_other_threads() {
+  struct sigaction action = {};
+  action.sa_handler = [](int) {
+    for (;;) pause();
+  };
+  sigaction(SIGUSR1, &action, nullptr);
+  const auto own = static_cast<int>(syscall(SYS_gettid));
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/task")) {
+    const int thread = std::atoi(entry.path().filename().c_str());
+    if (thread != own) syscall(SYS_tgkill, getpid(), thread, SIGUSR1);
+  }
+}
+
 void fault(Communicator& comm, const std::string& what) {
   const int odd = comm.size() - 1;
   const bool is_odd = comm.rank() == odd;
@@ -114,6 +131,18 @@ void fault(Communicator& comm, const std::string& what) {
   } else if (what == "silent_exit") {
     if (is_odd) std::_Exit(0);
     reduce(comm, 100'000, "gradient");
+  } else if (what == "exception_large") {  // hundreds of segments are on their way
+    static std::vector<float> data(size_t{32} << 20, 1.0F);
+    if (is_odd) throw Error("the dog ate the shard");
+    comm.all_reduce(data.data(), data.size(), DType::f32, ReduceOp::max, {.name = "gradient"}).wait();
+  } else if (what == "hung_threads") {
+    freeze_other_threads();
+    reduce(comm, 200'000, "gradient");
+  } else if (what == "paused") {  // computes for a second of its own time
+    write_pid(comm);
+    for (int i = 0; is_odd && i < 10; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    reduce(comm, 100'000, "gradient");
+    if (comm.rank() == 0) std::printf("PASSED paused on %d ranks\n", comm.size());
   } else if (what == "steady") {
     write_pid(comm);
     for (;;) reduce(comm, 200'000, "gradient");

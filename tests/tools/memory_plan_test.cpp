@@ -71,7 +71,9 @@ TEST_F(MemoryPlan, PredictsEveryModeToTheByte) {
   const std::vector<std::vector<std::string>> modes = {
       {"sharding.group_size=2"},    {"training.precision=BF16"},  {"training.precision=F16"}, {"sharding.reduction=EXACT"},
       {"sharding.reduction=ORDERED"}, {"training.recompute=FULL"}, {"training.precision=BF16", "sharding.group_size=2"},
-      {"training.precision=F16", "sharding.reduction=EXACT", "sharding.group_size=2"}};
+      {"training.precision=F16", "sharding.reduction=EXACT", "sharding.group_size=2"},
+      // Fewer micro-batches than ranks.
+      {"sharding.reduction=EXACT", "training.batch=3", "training.micro_batch=1", "sharding.reduce_every=true"}};
   for (const auto& mode : modes) {
     for (const int64_t stage : {0, 2, 3}) {
       SCOPED_TRACE(fmt::format("{} stage {}", fmt::join(mode, " "), stage));
@@ -87,6 +89,20 @@ TEST_F(MemoryPlan, PredictsEveryModeToTheByte) {
       if (cell_job.sharding().reduction() == ringzero::Sharding::EXACT) continue;
       for (size_t r = 0; r < 4; ++r) EXPECT_EQ(cell.measured[r].sent_bytes_per_step, cell.predicted[r].sent_bytes_per_step);
     }
+  }
+}
+
+// What is computed again in backward wants no weights of what backward is done with.
+TEST_F(MemoryPlan, PrefetchSendsNothingMore) {
+  for (const char* recompute : {"NONE", "SELECTIVE", "FULL", "SQRT"}) {
+    const auto plan_of = [&](int prefetch) {
+      return make_plan(job({"transformer.layers=9", "sharding.stage=3", "sharding.bucket_mb=0", fmt::format("training.recompute={}", recompute),
+                            fmt::format("sharding.prefetch={}", prefetch)}),
+                       {.ranks = 2});
+    };
+    const Plan none = plan_of(0), one = plan_of(1), two = plan_of(2);
+    EXPECT_EQ(none.traffic.sent_bytes(), one.traffic.sent_bytes()) << recompute;
+    EXPECT_EQ(none.traffic.sent_bytes(), two.traffic.sent_bytes()) << recompute;
   }
 }
 

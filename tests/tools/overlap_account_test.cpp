@@ -182,12 +182,18 @@ TEST(OverlapCauses, ASlowLinkTakesItsShare) {
     SyntheticTrace trace(ranks);
     for (int r = 0; r < ranks; ++r) {
       trace.run().ranks[static_cast<size_t>(r)].probe = {1000, r == ranks - 1 ? 25e6 : 100e6};
+      trace.run().ranks[static_cast<size_t>(r)].host = fmt::format("paper{}", r);
       trace.activity(r, 0, Activity::forward);
       trace.wait(r, 30, 70, trace.collective(r, CollectiveKind::all_gather, "unit", 30, 30, 70, Activity::forward));
     }
     // At a quarter of the rate, three quarters of the time are its own.
     const std::string link = fmt::format("{} -> {} (200 Mbit/s, the others 800 Mbit/s)", ranks - 2, ranks - 1);
     EXPECT_EQ(blame(trace, 0), (Blame{{{Cause::slow_link, link}, 30}, {{Cause::prefetch_late, "unit"}, 10}})) << ranks;
+    EXPECT_EQ(trace.account().slow_link, link);
+    // Ranks of one machine that share memory have no links.
+    for (RankTrace& rank : trace.run().ranks) rank.host = "paper";
+    EXPECT_EQ(trace.account().slow_link, "");
+    trace.run().ranks[0].job_text = "communication { link: \"800Mbit\" }";
     EXPECT_EQ(trace.account().slow_link, link);
   }
 }
@@ -196,6 +202,7 @@ TEST(OverlapCauses, LinksThatDifferALittleAreAllRight) {
   SyntheticTrace trace(3);
   for (int r = 0; r < 3; ++r) {
     trace.run().ranks[static_cast<size_t>(r)].probe = {1000, r == 1 ? 80e6 : 100e6};
+    trace.run().ranks[static_cast<size_t>(r)].host = fmt::format("paper{}", r);
     trace.wait(r, 30, 70, trace.collective(r, CollectiveKind::all_gather, "unit", 30, 30, 70, Activity::forward));
   }
   EXPECT_EQ(blame(trace, 0), (Blame{{{Cause::prefetch_late, "unit"}, 40}}));

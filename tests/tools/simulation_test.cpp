@@ -731,6 +731,9 @@ TEST_F(Recorded, AnswersQuestionsAboutARealRun) {
   for (size_t i = 1; i < links.points.size(); ++i)
     EXPECT_LE(links.points[i].prediction.run.timing.step_ms, 1.01 * links.points[i - 1].prediction.run.timing.step_ms)
         << links.points[i].label;
+  // Links of their own keep their rate.
+  const Sweep with_slow = run_sweep(predictor, {.link = "1Gbit,20us;0>1=1Mbit,20us"}, "link=1Gbit,10Gbit");
+  for (const SweepPoint& p : with_slow.points) EXPECT_GT(p.prediction.run.timing.step_ms, 10 * links.points.back().prediction.run.timing.step_ms) << p.label;
   const Sweep buckets = run_sweep(predictor, {}, "bucket");
   EXPECT_GT(buckets.points.front().prediction.collectives, buckets.points.back().prediction.collectives);
   EXPECT_EQ(buckets.points.back().prediction.collectives, 3u);  // the outermost unit's, all others', scalars
@@ -780,6 +783,12 @@ TEST_F(Recorded, SaysWhatItCannotAnswer) {
   EXPECT_THAT(error([&] { predictor.predict(with({}, "transformer.layers=4")); }), HasSubstr("may differ"));
   for (const char* sweep : {"colour", "", "ranks=", "ranks=two", "ranks=0", "link=fast", "bucket=x", "stage=7"})
     EXPECT_NE(error([&] { run_sweep(predictor, {.link = "1Gbit"}, sweep); }), "no error") << sweep;
+  // Two micro-batches of exact sums, one on each of two ranks: of more ranks some would have none.
+  Predictor exact(recorded_run(run(job({"sharding.reduction=EXACT", "training.micro_batch=4"}), 2, "exact")));
+  EXPECT_GT(exact.predict({.link = "1Gbit"}).run.timing.step_ms, 0);
+  for (const int ranks : {3, 4})
+    EXPECT_THAT(error([&] { exact.predict({.ranks = ranks, .link = "1Gbit"}); }),
+                HasSubstr(fmt::format("2 micro-batches of exact sums do not fall evenly on {} ranks", ranks)));
   // A trace of another job than it says.
   alone.ranks[0].job_text = effective_text(job({"transformer.layers=2"}));
   EXPECT_THAT(error([&] { recorded_run(alone); }), HasSubstr("none of the 3 recorded steps"));

@@ -16,6 +16,7 @@
 #include "tests/support/ranks.h"
 #include "tests/tools/run_files.h"
 #include "tools/job_file.h"
+#include "tools/overlap/trace_file.h"
 #include "tools/sample.h"
 
 namespace rz::tools {
@@ -309,6 +310,30 @@ TEST_F(Training, AnotherRunIsNotOverwritten) {
   const auto before = losses("a");
   for (const auto& error : errors(job(), 2, path("a"))) EXPECT_THAT(error, HasSubstr("--resume"));
   EXPECT_EQ(losses("a"), before);
+}
+
+TEST_F(Training, ResumingAFinishedRunLeavesWhatItWrote) {
+  const auto j = job({"training.trace_steps=4"});
+  run(j, 2, "a");
+  const auto bytes_of = [&](const std::string& file) {
+    std::ifstream in(path("a/" + file), std::ios::binary);
+    EXPECT_TRUE(in.good()) << file;
+    return std::string(std::istreambuf_iterator<char>(in), {});
+  };
+  const std::vector<std::string> files = {"summary.json", "metrics.jsonl", fs::relative(trace_path(path("a"), 1), path("a")).string()};
+  std::vector<std::string> before;
+  for (const auto& file : files) before.push_back(bytes_of(file));
+  run(j, 2, "a", true);
+  for (size_t i = 0; i < files.size(); ++i) EXPECT_EQ(bytes_of(files[i]), before[i]) << files[i];
+  // A run that died just before it wrote its summary gets one.
+  fs::remove(path("a/summary.json"));
+  run(j, 2, "a", true);
+  EXPECT_THAT(bytes_of("summary.json"), ::testing::AllOf(HasSubstr("\"final_loss\": null"), HasSubstr("\"weights_digest\"")));
+}
+
+TEST_F(Training, WhatCannotBeSampledIsSaidAtOnce) {
+  for (const auto& error : errors(job({"sample.tokens=5", "sample.prompt=#"}), 2, path("a"))) EXPECT_THAT(error, HasSubstr("#"));
+  EXPECT_FALSE(fs::exists(path("a")));
 }
 
 TEST_F(Training, ResumingNothingOrAnotherModelIsAnError) {

@@ -1,5 +1,7 @@
 #include "tools/overlap/account.h"
 
+#include <google/protobuf/text_format.h>
+
 #include <algorithm>
 #include <iterator>
 #include <optional>
@@ -7,6 +9,7 @@
 #include <unordered_set>
 
 #include "comm/types.h"
+#include "proto/job.pb.h"
 #include "runtime/core/error.h"
 #include "tools/overlap/quantile.h"
 
@@ -44,8 +47,18 @@ struct Slowness {
   std::string link;
 };
 
+// Ranks of one machine without emulated links share memory: what the probe measured there is who had a core.
+bool has_links(const RunTrace& run) {
+  const RankTrace& first = run.ranks.front();
+  if (std::ranges::any_of(run.ranks, [&](const RankTrace& t) { return t.host != first.host; })) return true;
+  ringzero::Job job;
+  google::protobuf::TextFormat::ParseFromString(first.job_text, &job);
+  return !job.communication().link().empty() || !job.communication().inter_node_link().empty();
+}
+
 // The links as the ranks measured them at the start: does one stand out?
 Slowness slowest_link(const RunTrace& run) {
+  if (!has_links(run)) return {};
   std::vector<double> rates;
   for (const RankTrace& t : run.ranks) rates.push_back(t.probe.bytes_per_s);
   const auto slowest = std::ranges::min_element(rates);

@@ -59,9 +59,9 @@ Prediction Predictor::predict(const WhatIf& what) {
   if (const int64_t count = sums_exactly(job) ? micro_batches(job).count() : 0; out.ranks != recorded_.ranks)
     for (const int ranks : {recorded_.ranks, out.ranks})
       RZ_CONFIG_CHECK(count % ranks == 0,
-                      "the {} micro-batches of exact sums do not fall evenly on {} ranks, who would compute for different times: simulate a number of "
-                      "ranks, from a recording of one, that divides them",
-                      count, ranks);
+                      "the {} micro-batches of exact sums do not fall evenly on {} ranks: they compute for different times, which a recording of {} ranks "
+                      "does not tell",
+                      count, ranks, recorded_.ranks);
   const StepScript& script = script_of(job, out.ranks);
   out.network = network_of(what);
   out.network.check_ranks(out.ranks);
