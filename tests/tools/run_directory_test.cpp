@@ -93,11 +93,12 @@ TEST_F(RunDirectoryTest, AnotherRunIsNotOverwritten) {
   make_run();
   const std::string before = read(run_ + "/metrics.jsonl");
   EXPECT_THAT(config_error([&] { RunDirectory::create(run_, "job two\n"); }),
-              AllOf(HasSubstr(run_), HasSubstr("metrics.jsonl"), HasSubstr("--resume"), HasSubstr("--out")));
+              AllOf(HasSubstr(run_), HasSubstr("metrics.jsonl"), HasSubstr("ended before its first checkpoint"), HasSubstr("--out")));
   EXPECT_EQ(read(run_ + "/metrics.jsonl"), before);
   EXPECT_EQ(read(run_ + "/job.textproto"), "job one\n");
-  fs::remove(run_ + "/metrics.jsonl");
   fs::create_directory(run_ + "/checkpoint/step-3");
+  EXPECT_THAT(config_error([&] { RunDirectory::create(run_, "job two\n"); }), HasSubstr("--resume"));
+  fs::remove(run_ + "/metrics.jsonl");
   EXPECT_THAT(config_error([&] { RunDirectory::create(run_, "job two\n"); }), HasSubstr("(checkpoint)"));
 }
 
@@ -143,6 +144,14 @@ TEST_F(RunDirectoryTest, ResumeDropsLaterSteps) {
   { RunDirectory::resume(run_, "", 0); }
   EXPECT_EQ(read(run_ + "/metrics.jsonl"), "");
   EXPECT_EQ(names(run_), (std::set<std::string>{"job.textproto", "metrics.jsonl", "checkpoint"}));
+}
+
+TEST_F(RunDirectoryTest, ResumeDropsPicturesOfLaterSteps) {
+  make_run();
+  fs::create_directory(samples_directory(run_));
+  for (const int step : {1, 2, 3}) std::ofstream(sample_path(run_, step)) << "picture";
+  RunDirectory::resume(run_, "", 2);
+  EXPECT_EQ(sampled_steps(run_), (std::vector<int64_t>{1, 2}));
 }
 
 TEST_F(RunDirectoryTest, ResumeDropsATornLastLine) {
