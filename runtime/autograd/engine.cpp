@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "runtime/autograd/grad_mode.h"
 #include "runtime/core/op_profile.h"
@@ -9,18 +10,26 @@
 
 namespace rz::autograd {
 
-namespace {
-
 // The plain sink: each leaf keeps its own gradient.
 class LeafGradSink final : public GradientSink {
  public:
   GradientTarget target(AutogradMeta& leaf) override {
     if (leaf.grad.defined()) return {leaf.grad, true};
     leaf.grad = Tensor::empty(leaf.shape, leaf.dtype, Category::gradient, "leaf.grad");
+    made_.insert(&leaf);
     return {leaf.grad, false};
   }
   void ready(AutogradMeta&) override {}
+  // What a walk that failed began and did not end is no gradient.
+  void withdraw(AutogradMeta& leaf) {
+    if (made_.contains(&leaf)) leaf.grad = Tensor();
+  }
+
+ private:
+  std::unordered_set<const AutogradMeta*> made_;
 };
+
+namespace {
 
 // Collects leaf gradients for grad(): leaves that were not asked for are never targets.
 class CaptureSink final : public GradientSink {
@@ -39,7 +48,8 @@ class CaptureSink final : public GradientSink {
 
 class Engine {
  public:
-  Engine(GradientSink& sink, bool retain_graph) : sink_(sink), retain_graph_(retain_graph) {}
+  // `own`: the sink, where leaves keep their gradients themselves.
+  Engine(GradientSink& sink, bool retain_graph, LeafGradSink* own = nullptr) : sink_(sink), own_(own), retain_graph_(retain_graph) {}
 
   // Restricts the walk to what leads to these metas; their gradients are left in `captured`.
   void restrict_to(const std::vector<AutogradMeta*>& targets) {
@@ -141,6 +151,7 @@ class Engine {
     const auto visit = [&](const std::shared_ptr<Node>& node) {
       if (node->visited) return;
       node->visited = true;
+      order_.push_back(node);
       stack.push_back(node);
     };
     for (const auto& [output, grad] : roots)
@@ -148,7 +159,6 @@ class Engine {
     while (!stack.empty()) {
       const auto node = std::move(stack.back());
       stack.pop_back();
-      order_.push_back(node);
       RZ_CHECK(node->backward, "backward through '{}' a second time: its saved tensors are gone (ask for retain_graph)", node->name);
       for (const auto& input : node->inputs) {
         if (!input) continue;
@@ -215,13 +225,17 @@ class Engine {
       node->visited = false;
       node->needed = true;
       node->grad = Tensor();
-      for (const auto& input : node->inputs)
-        if (input && !input->node) input->pending_uses = 0, input->contributed = false;
+      for (const auto& input : node->inputs) {
+        if (!input || input->node) continue;
+        if (own_ != nullptr) own_->withdraw(*input);
+        input->pending_uses = 0, input->contributed = false;
+      }
     }
     order_.clear();
   }
 
   GradientSink& sink_;
+  LeafGradSink* own_;
   bool retain_graph_;
   bool restricted_ = false;
   std::vector<AutogradMeta*> targets_;
@@ -282,7 +296,7 @@ Tensor root_gradient(const Tensor& output, Tensor grad) {
 void backward(const Tensor& output, const BackwardOptions& options) {
   RZ_CHECK(requires_grad(output), "backward from a tensor that no recorded operation or leaf with gradient leads to ({})", output.str());
   LeafGradSink plain;
-  Engine engine(options.sink != nullptr ? *options.sink : plain, options.retain_graph);
+  Engine engine(options.sink != nullptr ? *options.sink : plain, options.retain_graph, &plain);
   engine.run({{output, root_gradient(output, options.grad)}});
 }
 

@@ -157,6 +157,25 @@ TEST(Engine, AnInPlaceChangeOfASavedTensorIsAnError) {
   backward(ops::sum(z));
 }
 
+TEST(Engine, AWalkThatFailsLeavesNothingBehind) {
+  Tensor x = leaf({2}, 1), z = leaf({2}, 1);
+  const Tensor a = ops::scale(x, 2), b = ops::scale(z, 3);
+  backward(ops::sum(a));
+  // The walk finds that a's saved tensors are gone while b waits to be visited.
+  EXPECT_THROW(backward(ops::sum(ops::add(b, a))), Error);
+  EXPECT_FALSE(autograd::grad_of(z).defined());
+  backward(ops::sum(b));
+  EXPECT_EQ(only(autograd::grad_of(z)), 3);
+  // A gradient that was allocated and never computed is none.
+  Tensor v = leaf({1, 2}, 1), w = leaf({2, 2}, 5);
+  const Tensor y = ops::sum(ops::matmul(v, w));
+  backend({}).elementwise->fill(w, 7);
+  EXPECT_THROW(backward(y), Error);
+  EXPECT_FALSE(autograd::grad_of(v).defined());
+  backward(ops::sum(ops::matmul(v, w)));
+  EXPECT_EQ(only(autograd::grad_of(v)), 14);
+}
+
 TEST(Engine, ASecondBackwardNeedsRetainGraph) {
   Tensor a = leaf({2}, 2);
   const Tensor y = ops::sum(ops::square(a));

@@ -54,6 +54,13 @@ TEST(GroupNorm, SamplesAreIndependent) {
 }
 
 // More images than threads, fewer, and one: images are then cut into rows.
+TEST(Conv2d, EmptyWeightsAreRefused) {
+  const Tensor x = Tensor::full({1, 4, 4, 2}, 1);
+  EXPECT_THROW(ops::conv2d(Tensor::empty({1, 4, 4, 0}), Tensor::empty({3, 3, 3, 0}), Tensor::full({3}, 2)), Error);
+  EXPECT_THROW(ops::conv2d(x, Tensor::empty({3, 0, 3, 2}), {}), Error);
+  EXPECT_THROW(ops::depthwise_conv2d(x, Tensor::empty({3, 0, 2}), {}), Error);
+}
+
 TEST(Conv2d, SameBitsForAnyThreads) {
   for (const int64_t images : {1, 2, 5})
     for (const int64_t stride : {1, 2}) {
