@@ -19,7 +19,6 @@ struct Call {
       : kernels(*backend(x.device()).conv) {
     RZ_CHECK(x.rank() == 4 && w.rank() == weight_rank && x.size(-1) == w.size(-1), "{}: images of {} [N, H, W, C] do not fit weights of {}",
              name, x.str(), w.str());
-    RZ_CHECK(w.numel() > 0, "{}: weights of {} are empty", name, w.str());
     RZ_CHECK(window.stride >= 1 && window.padding >= 0, "{}: stride {} or padding {} is impossible", name, window.stride, window.padding);
     const int64_t out = weight_rank == 3 ? x.size(-1) : w.size(0);
     RZ_CHECK(!b.defined() || b.shape() == Shape{out}, "{}: a bias of {} does not fit weights of {}", name, b.str(), w.str());

@@ -3,6 +3,7 @@
 
 #include "runtime/core/memory.h"
 #include "runtime/ops/matmul.h"
+#include "runtime/ops/reduction.h"
 #include "runtime/ops/softmax.h"
 #include "tests/ops/compare.h"
 
@@ -201,6 +202,17 @@ TEST(Attention, QueriesThatSeeNothingGiveZero) {
   const Values dq = values_of(autograd::grad_of(in.q));
   for (size_t i = 0; i < 50 * 4; ++i) EXPECT_TRUE(y[i] == 0 && dq[i] == 0);
   EXPECT_NE(y[50 * 4], 0);
+}
+
+TEST(Attention, ScoresOfNothingButMinusInfinityHaveNoGradient) {
+  constexpr float kLowest = -std::numeric_limits<float>::infinity();
+  Tensor q = Tensor::full({1, 1, 1, 2}, 1), v = Tensor::full({1, 1, 2, 2}, 1);
+  const Tensor k = Tensor::full({1, 1, 2, 2}, kLowest);
+  autograd::set_requires_grad(v, true);
+  const Tensor y = ops::scaled_dot_product_attention(q, k, v);
+  EXPECT_EQ(y.to_vector<float>(), std::vector<float>(2, 0));
+  autograd::backward(ops::sum(y));
+  EXPECT_EQ(autograd::grad_of(v).to_vector<float>(), std::vector<float>(4, 0));
 }
 
 TEST(Attention, MemoryIsLinearInTheSequence) {

@@ -3,10 +3,12 @@
 
 #include <limits>
 
+#include "runtime/kernels/backend.h"
 #include "runtime/ops/conv.h"
 #include "runtime/ops/group_norm.h"
 #include "runtime/ops/matmul.h"
 #include "runtime/ops/norm.h"
+#include "runtime/ops/reduction.h"
 #include "runtime/ops/shape.h"
 #include "tests/ops/compare.h"
 
@@ -59,6 +61,19 @@ TEST(Conv2d, EmptyWeightsAreRefused) {
   EXPECT_THROW(ops::conv2d(Tensor::empty({1, 4, 4, 0}), Tensor::empty({3, 3, 3, 0}), Tensor::full({3}, 2)), Error);
   EXPECT_THROW(ops::conv2d(x, Tensor::empty({3, 0, 3, 2}), {}), Error);
   EXPECT_THROW(ops::depthwise_conv2d(x, Tensor::empty({3, 0, 2}), {}), Error);
+  // The kernels look at the rank themselves: the two kinds of weights differ in nothing else.
+  Tensor y = Tensor::empty({1, 3, 3, 2});
+  EXPECT_THROW(backend({}).conv->forward(x, Tensor::full({2, 2, 2}, 1), {}, {}, {}, y), Error);
+  EXPECT_THROW(backend({}).conv->depthwise_forward(x, Tensor::full({1, 2, 2, 2}, 1), {}, {}, y), Error);
+}
+
+TEST(GroupNorm, ImagesWithoutPixelsGiveNoGradient) {
+  Tensor weight = Tensor::full({4}, 1);
+  autograd::set_requires_grad(weight, true);
+  Tensor x = Tensor::empty({2, 0, 4});
+  autograd::set_requires_grad(x, true);
+  autograd::backward(ops::sum(ops::group_norm(x, weight, {}, {.groups = 2})));
+  EXPECT_EQ(autograd::grad_of(weight).to_vector<float>(), (std::vector<float>(4, 0)));
 }
 
 TEST(Conv2d, SameBitsForAnyThreads) {

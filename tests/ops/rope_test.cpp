@@ -71,6 +71,8 @@ TEST(Rope, SameBitsForAnyThreads) {
 TEST(Rope, Errors) {
   const auto table = ops::make_rope_table(10, 8);
   expect_error_names([&] { ops::rope(Tensor::zeros({1, 11, 1, 8}), table); }, {"positions [0, 11)", "[10, 8]"});
+  const int64_t last = std::numeric_limits<int64_t>::max();
+  expect_error_names([&] { ops::rope(Tensor::zeros({1, 2, 1, 8}), table, last); }, {fmt::format("positions [{}, ", last), "[10, 8]"});
   expect_error_names([&] { ops::rope(Tensor::zeros({1, 2, 1, 6}), table); }, {"[1, 2, 1, 6]", "[10, 8]"});
   expect_error_names([&] { ops::rope(Tensor::zeros({1, 2, 1, 8}, DType::f64), table); }, {"f64[1, 2, 1, 8]", "f32[10, 8]"});
   expect_error_names([&] { ops::rope(Tensor::zeros({1, 2, 8}), table); }, {"[1, 2, 8]"});

@@ -32,8 +32,8 @@ void check_table(const Tensor& table, int64_t width, int64_t offset, int64_t tok
   RZ_CHECK(table.rank() == 2 && table.is_contiguous() && table.size(1) == width && width % 2 == 0,
            "rope: a table {} does not fit the head width of {}", table.str(), x.str());
   RZ_CHECK(table.dtype() == dtype_of<C>, "rope: a table {} does not have the compute type of {}", table.str(), x.str());
-  RZ_CHECK(offset >= 0 && offset + tokens <= table.size(0), "rope: positions [{}, {}) of {} are outside the table {}", offset,
-           offset + tokens, x.str(), table.str());
+  RZ_CHECK(offset >= 0 && offset <= table.size(0) - tokens, "rope: positions [{}, {}) of {} are outside the table {}", offset,
+           static_cast<uint64_t>(offset) + static_cast<uint64_t>(tokens), x.str(), table.str());
 }
 
 // Of one product of queries and keys, or of weights and values; masked pairs do not count.

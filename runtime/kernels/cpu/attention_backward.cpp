@@ -107,7 +107,8 @@ class BackwardWorker {
     C* p = p_ + r * kKeyTile;
     C* ds = ds_ + r * kKeyTile;
     const C delta = delta_[r];
-    const C origin = count == 0 ? C(0) : lse;
+    // A row that sees nothing, or nothing but -inf, weighs everything 0.
+    const C origin = count == 0 || lse == -std::numeric_limits<C>::infinity() ? C(0) : lse;
     const int64_t stop = std::min(kKeyTile, round_up(count + kBlockRows, kLanes<C>));
     fill_tail(p, count, stop, -std::numeric_limits<C>::infinity());
     fill_tail(ds, count, stop, C(0));

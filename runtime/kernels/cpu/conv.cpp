@@ -374,7 +374,7 @@ class CpuConvKernels final : public ConvKernels {
  public:
   void forward(const Tensor& x, const Tensor& weight, const Tensor& bias, const ConvWindow& window, ConvActivation activation,
                Tensor& y) override {
-    const ConvSizes s = conv_sizes(x, weight, window, y);
+    const ConvSizes s = conv_sizes(ConvKind::full, x, weight, window, y);
     RZ_CHECK(!bias.defined() || (bias.shape() == Shape{s.out} && bias.is_contiguous() && bias.dtype() == y.dtype()),
              "convolution: a bias of {} does not fit weights of {}", bias.str(), weight.str());
     if (y.numel() == 0) return;
@@ -403,7 +403,7 @@ class CpuConvKernels final : public ConvKernels {
   }
 
   void data_gradient(const Tensor& grad, const Tensor& weight, const ConvWindow& window, Tensor& dx, bool accumulate) override {
-    const ConvSizes s = conv_sizes(dx, weight, window, grad);
+    const ConvSizes s = conv_sizes(ConvKind::full, dx, weight, window, grad);
     if (dx.numel() == 0) return;
     count_flops(product_flops(s));
     dispatch_floating(dx.dtype(), "convolution", [&](auto tag) {
@@ -419,7 +419,7 @@ class CpuConvKernels final : public ConvKernels {
   }
 
   void weight_gradient(const Tensor& grad, const Tensor& x, const ConvWindow& window, Tensor& dweight, bool accumulate) override {
-    const ConvSizes s = conv_sizes(x, dweight, window, grad);
+    const ConvSizes s = conv_sizes(ConvKind::full, x, dweight, window, grad);
     if (dweight.numel() == 0) return;
     if (grad.numel() == 0) {
       if (!accumulate) elementwise_kernels().fill(dweight, 0);

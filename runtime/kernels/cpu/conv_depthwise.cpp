@@ -10,10 +10,10 @@
 
 namespace rz::cpu {
 
-ConvSizes conv_sizes(const Tensor& x, const Tensor& weight, const ConvWindow& window, const Tensor& y) {
-  const bool depthwise = weight.rank() == 3;
-  RZ_CHECK(x.rank() == 4 && y.rank() == 4 && (depthwise || weight.rank() == 4), "convolution: {} and weights of {} give no {}", x.str(),
-           weight.str(), y.str());
+ConvSizes conv_sizes(ConvKind kind, const Tensor& x, const Tensor& weight, const ConvWindow& window, const Tensor& y) {
+  const bool depthwise = kind == ConvKind::depthwise;
+  RZ_CHECK(x.rank() == 4 && y.rank() == 4 && weight.rank() == (depthwise ? 3 : 4) && weight.numel() > 0,
+           "{}convolution: {} and weights of {} give no {}", depthwise ? "depthwise " : "", x.str(), weight.str(), y.str());
   RZ_CHECK(window.stride >= 1 && window.padding >= 0, "convolution: stride {} or padding {} is impossible", window.stride, window.padding);
   const int first = depthwise ? 0 : 1;
   const ConvSizes s{x.size(0),
@@ -62,7 +62,7 @@ int64_t grain(int64_t elements_per_index) { return std::max<int64_t>(1, kGrainEl
 }  // namespace
 
 void depthwise_forward(const Tensor& x, const Tensor& weight, const Tensor& bias, const ConvWindow& window, Tensor& y) {
-  const ConvSizes s = conv_sizes(x, weight, window, y);
+  const ConvSizes s = conv_sizes(ConvKind::depthwise, x, weight, window, y);
   RZ_CHECK(!bias.defined() || (bias.shape() == Shape{s.out} && bias.is_contiguous() && bias.dtype() == y.dtype()),
            "convolution: a bias of {} does not fit weights of {}", bias.str(), weight.str());
   dispatch_floating(x.dtype(), "depthwise convolution", [&](auto tag) {
@@ -93,7 +93,7 @@ void depthwise_forward(const Tensor& x, const Tensor& weight, const Tensor& bias
 }
 
 void depthwise_data_gradient(const Tensor& grad, const Tensor& weight, const ConvWindow& window, Tensor& dx, bool accumulate) {
-  const ConvSizes s = conv_sizes(dx, weight, window, grad);
+  const ConvSizes s = conv_sizes(ConvKind::depthwise, dx, weight, window, grad);
   dispatch_floating(dx.dtype(), "depthwise convolution", [&](auto tag) {
     using T = typename decltype(tag)::type;
     using C = compute_t<T>;
@@ -122,7 +122,7 @@ void depthwise_data_gradient(const Tensor& grad, const Tensor& weight, const Con
 }
 
 void depthwise_weight_gradient(const Tensor& grad, const Tensor& x, const ConvWindow& window, Tensor& dweight, bool accumulate) {
-  const ConvSizes s = conv_sizes(x, dweight, window, grad);
+  const ConvSizes s = conv_sizes(ConvKind::depthwise, x, dweight, window, grad);
   dispatch_floating(grad.dtype(), "depthwise convolution", [&](auto tag) {
     using T = typename decltype(tag)::type;
     using C = compute_t<T>;

@@ -12,8 +12,10 @@ struct ConvSizes {
   ConvWindow window;
 };
 
-// x [N, H, W, I], weight [O, KH, KW, I] (depthwise: [KH, KW, C]), y [N, Ho, Wo, O]; rz::Error naming shapes that do not fit.
-ConvSizes conv_sizes(const Tensor& x, const Tensor& weight, const ConvWindow& window, const Tensor& y);
+// x [N, H, W, I], weight [O, KH, KW, I] (depthwise: [KH, KW, C]) with an element at least, y [N, Ho, Wo, O]; rz::Error naming shapes that
+// do not fit.
+enum class ConvKind : uint8_t { full, depthwise };
+ConvSizes conv_sizes(ConvKind kind, const Tensor& x, const Tensor& weight, const ConvWindow& window, const Tensor& y);
 
 void depthwise_forward(const Tensor& x, const Tensor& weight, const Tensor& bias, const ConvWindow& window, Tensor& y);
 void depthwise_data_gradient(const Tensor& grad, const Tensor& weight, const ConvWindow& window, Tensor& dx, bool accumulate);

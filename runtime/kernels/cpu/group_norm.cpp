@@ -176,7 +176,7 @@ class CpuGroupNormKernels final : public GroupNormKernels {
              grad.str(), x.str());
     RZ_CHECK(sums.shape() == (Shape{s.samples, 2, s.channels}), "group_norm: sums {} should be [{}, 2, {}]", sums.str(), s.samples,
              s.channels);
-    if (x.numel() == 0) return;
+    if (x.numel() == 0) return backend(sums.device()).elementwise->fill(sums, 0);
     dispatch_floating(x.dtype(), "group_norm", [&](auto tag) {
       using T = typename decltype(tag)::type;
       using C = compute_t<T>;
