@@ -49,6 +49,14 @@ expect() { # ranks case limit-ms regex...
 # A zombie that nobody collects has ended.
 runs() { [ -r "/proc/$1/stat" ] && [ "$(sed 's/.*) //; s/ .*//' "/proc/$1/stat" 2>/dev/null)" != Z ]; }
 
+until_under_way() { # ranks, whose process ids go to $RZ_PID_DIR
+  for _ in $(seq 100); do
+    [ "$(ls "$RZ_PID_DIR" | grep -vc tmp)" -eq "$1" ] && break
+    sleep 0.05
+  done
+  sleep 0.3
+}
+
 # A case whose rank `victim` gets `signal` once all ranks are under way; bounded from the signal on.
 strike() { # ranks case victim signal limit-ms regex...
   local ranks=$1 name=$2 victim=$3 signal=$4 limit=$5 output=$work/out begin job
@@ -57,11 +65,7 @@ strike() { # ranks case victim signal limit-ms regex...
   rm -rf "$RZ_PID_DIR" && mkdir "$RZ_PID_DIR"
   launch "$ranks" "$name" >"$output" 2>&1 &
   job=$!
-  for _ in $(seq 100); do
-    [ "$(ls "$RZ_PID_DIR" | grep -vc tmp)" -eq "$ranks" ] && break
-    sleep 0.05
-  done
-  sleep 0.3
+  until_under_way "$ranks"
   begin=$(now_ms)
   kill -"$signal" "$(cat "$RZ_PID_DIR/$victim")"
   (sleep 30 && kill -9 $job 2>/dev/null) &
@@ -89,11 +93,7 @@ pause_all() { # ranks
   rm -rf "$RZ_PID_DIR" && mkdir "$RZ_PID_DIR"
   timeout -k 5 60 bash -c "$(declare -f launch); binary='$binary' backing='$backing' launch $ranks paused" >"$output" 2>&1 &
   job=$!
-  for _ in $(seq 100); do
-    [ "$(ls "$RZ_PID_DIR" | grep -vc tmp)" -eq "$ranks" ] && break
-    sleep 0.05
-  done
-  sleep 0.3
+  until_under_way "$ranks"
   kill -STOP $(cat "$RZ_PID_DIR"/*)
   sleep 4
   kill -CONT $(cat "$RZ_PID_DIR"/*)
