@@ -76,7 +76,7 @@ RZ_MATH_FN Reduced reduce_ln2(float x) {
   const float t = fma(x, 1.44269504088896341f, kRound);
   const float n = t - kRound;
   const float high = fma(n, -0.693359375f, x);
-  return {fma(n, 2.12194440e-4f, high), std::bit_cast<int32_t>(t) - std::bit_cast<int32_t>(kRound)};
+  return {fma(n, 2.12194440e-4f, high), static_cast<int32_t>(std::bit_cast<uint32_t>(t) - std::bit_cast<uint32_t>(kRound))};
 }
 
 // exp(r) - 1 for |r| <= ln2 / 2.
@@ -91,7 +91,7 @@ RZ_MATH_FN float expm1_reduced(float r) {
 }
 
 // 2^n for -126 <= n <= 127.
-RZ_MATH_FN float power_of_two(int32_t n) { return std::bit_cast<float>(static_cast<uint32_t>(n + 127) << 23); }
+RZ_MATH_FN float power_of_two(int32_t n) { return std::bit_cast<float>((static_cast<uint32_t>(n) + 127u) << 23); }
 
 // log(1 + f) for sqrt(1/2) <= 1 + f <= sqrt(2), as a polynomial without its leading f.
 RZ_MATH_FN float log1p_tail(float f) {
@@ -218,7 +218,10 @@ RZ_MATH_FN float erf(float value) {
   q = fma(q, z, -1.68282697438203e-03f);
   q = fma(q, z, -7.37332916720468e-03f);
   q = fma(q, z, -1.42647390514189e-02f);
-  return x * p / q;
+  // The approximation exceeds 1 by 2e-7 near 4.
+  const float y = x * p / q;
+  const float low = y > 1.0f ? 1.0f : y;
+  return low < -1.0f ? -1.0f : low;
 }
 inline double erf(double x) { return std::erf(x); }
 

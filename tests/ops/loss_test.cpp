@@ -1,5 +1,7 @@
 #include "runtime/ops/loss.h"
 
+#include <numbers>
+
 #include "runtime/core/memory.h"
 #include "runtime/ops/matmul.h"
 #include "tests/ops/compare.h"
@@ -52,6 +54,12 @@ TEST(CrossEntropy, MatchesTheReference) {
       EXPECT_LT(largest_error(autograd::grad_of(x), half), tolerance);
     }
   }
+}
+
+// max + log(sum) alone would be 1e6 + 0.6875.
+TEST(CrossEntropy, KeepsItsDigitsForLargeLogits) {
+  const Tensor x = Tensor::of<float>({2, 2}, {1e6f, 1e6f, -1e6f, -1e6f});
+  EXPECT_NEAR(ops::cross_entropy(x, Tensor::of<int32_t>({2}, {0, 1})).loss.item(), std::numbers::ln2, 1e-7);
 }
 
 TEST(CrossEntropy, MeanCountsWhatIsNotIgnored) {

@@ -1,5 +1,7 @@
 #include "runtime/ops/softmax.h"
 
+#include <numbers>
+
 #include "tests/ops/compare.h"
 
 namespace rz {
@@ -46,6 +48,7 @@ TEST(Softmax, IsStableForLargeValues) {
   const Tensor x = Tensor::of<float>({2, 3}, {1e30f, 1e30f, -1e30f, 3e38f, -3e38f, 0});
   EXPECT_EQ(values_of(ops::softmax(x)), (Values{0.5, 0.5, 0, 1, 0, 0}));
   EXPECT_EQ(values_of(ops::logsumexp(x))[1], static_cast<double>(3e38f));
+  EXPECT_LT(largest_error(ops::log_softmax(Tensor::of<float>({1, 2}, {-1e6f, -1e6f})), {-std::numbers::ln2, -std::numbers::ln2}), 1e-7);
 }
 
 TEST(Softmax, MaskedEntriesAndRows) {

@@ -101,9 +101,10 @@ class CpuLossKernels final : public LossKernels {
       for (int64_t r = begin; r < end; ++r) {
         const T* from = x.data<T>() + r * width;
         const RowStats<C> stats = row_stats(from, width, scratch);
-        // A row that is -inf throughout keeps its -inf: -inf - 0.
-        const C lse = stats.sum == C(0) ? C(0) : stats.log_sum_exp();
-        write_row(y.data<T>() + r * width, width, false, [&](int64_t i) { return static_cast<C>(from[i]) - lse; });
+        // A row that is -inf throughout keeps its -inf: -inf - 0 - 0. Subtracted one after the other, for max + log(sum) has few digits where
+        // max is large.
+        const C log_sum = stats.sum == C(0) ? C(0) : math::log(stats.sum);
+        write_row(y.data<T>() + r * width, width, false, [&](int64_t i) { return (static_cast<C>(from[i]) - stats.max) - log_sum; });
       }
     });
   }
@@ -189,9 +190,10 @@ class CpuLossKernels final : public LossKernels {
         lse.data<C>()[r] = 0;
         if (t == ignore_index) continue;
         const T* row = logits.data<T>() + r * width;
-        const C value = row_stats(row, width, scratch).log_sum_exp();
-        lse.data<C>()[r] = value;
-        loss[r] = static_cast<double>(value) - static_cast<double>(static_cast<C>(row[t]));
+        const RowStats<C> stats = row_stats(row, width, scratch);
+        lse.data<C>()[r] = stats.log_sum_exp();
+        // Not by lse, which has few digits where max is large.
+        loss[r] = static_cast<double>(stats.max) - static_cast<double>(static_cast<C>(row[t])) + static_cast<double>(math::log(stats.sum));
       }
     });
     for (int64_t r = 0; r < rows; ++r) total.sum += loss[r];
